@@ -1,0 +1,6 @@
+"""`python -m reperfuse`."""
+
+from reperfuse.cli import main
+
+if __name__ == "__main__":
+    main()

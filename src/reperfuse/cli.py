@@ -1,0 +1,203 @@
+"""`reperfuse <verb>`: reads the command line, calls one stage, says in one sentence what went wrong."""
+
+import errno
+import sys
+import traceback
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from reperfuse import __version__
+from reperfuse.errors import InputError
+from reperfuse.params import ARMS, Arm, load_params
+
+app = typer.Typer(
+    name="reperfuse",
+    help="Experiment-tracked stroke imaging: perfusion maps, lesion masks, what resolution costs. Research use only.",
+    epilog="Any verb takes --debug, which shows the traceback behind a one-sentence error.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+)
+
+ArmArgument = Annotated[Arm, typer.Argument(help="lesion or perfusion", show_default=False)]
+
+
+@app.callback(invoke_without_command=True)
+def _version(version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False) -> None:
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit()
+
+
+# ---- data in --------------------------------------------------------------------------------------------------------
+@app.command("demo-data")
+def demo_data(
+    inbox: Annotated[
+        Path, typer.Argument(help="folder to create; truth is written beside it, in INBOX-truth", show_default=False)
+    ],
+    arm: Annotated[Arm | None, typer.Option(help="only this arm; both when left out")] = None,
+    subjects: Annotated[
+        int | None, typer.Option(min=1, help="subjects per arm; left out: 20 lesion, 14 perfusion")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="same seed, same bytes")] = 2026,
+    small: Annotated[
+        bool, typer.Option("--small", help="few, tiny subjects in seconds, for trying the plumbing")
+    ] = False,
+) -> None:
+    """Invented patients: DSC series as DICOM with a vendor's Tmax, and an ATLAS R2.0 tree of T1w with lesion masks."""
+    from reperfuse.stages.demo_data import demo_data as write
+
+    write(inbox, arms=ARMS if arm is None else (arm,), subjects=subjects, seed=seed, full_size=not small)
+
+
+@app.command()
+def ingest(
+    inbox: Annotated[
+        Path, typer.Argument(help="folder with DICOM series or an ATLAS tree, in any nesting", show_default=False)
+    ],
+    arm: Annotated[Arm, typer.Option(help="what the inbox holds", show_default=False)],
+    out: Annotated[Path | None, typer.Option(help="BIDS tree to write; left out: data/bids/ARM")] = None,
+    quarantine: Annotated[Path, typer.Option(help="where refused subjects are copied, with the reason")] = Path(
+        "quarantine"
+    ),
+    reference_scale: Annotated[
+        float | None,
+        typer.Option(help="seconds per stored unit of a reference Tmax whose headers name no unit", show_default=False),
+    ] = None,
+) -> None:
+    """Check, de-identify and convert an inbox; bad subjects go to quarantine, the others continue.
+
+    Exits 0 if any subject was accepted, 2 if none.
+    """
+    from reperfuse.stages.ingest import ingest as run
+
+    raise typer.Exit(
+        run(inbox, arm=arm, out=out, quarantine=quarantine, reference_scale=reference_scale, root=Path.cwd())
+    )
+
+
+# ---- the stages of dvc.yaml, in its order ---------------------------------------------------------------------------
+@app.command()
+def cohort(arm: ArmArgument) -> None:
+    """One tidy table of who is there: results/ARM/cohort.csv."""
+    _stages(arm).cohort(load_params())
+
+
+@app.command()
+def preprocess(arm: ArmArgument) -> None:
+    """Arrays on the model's grid, a folder per subject: data/processed/ARM/."""
+    _stages(arm).preprocess(load_params())
+
+
+@app.command()
+def folds(arm: ArmArgument) -> None:
+    """Hold-out and cross-validation folds by subject or centre: results/ARM/folds.csv."""
+    _stages(arm).folds(load_params())
+
+
+@app.command()
+def tune(
+    arm: ArmArgument,
+    join: Annotated[
+        bool, typer.Option("--join", help="be one more worker of a search that is already running")
+    ] = False,
+) -> None:
+    """Search with cross-validation, resumable, by one or several workers: results/ARM/tune/."""
+    _stages(arm).tune(load_params(), join=join)
+
+
+@app.command()
+def train(arm: ArmArgument) -> None:
+    """The final training on all training subjects, with what tuning chose: models/ARM/."""
+    _stages(arm).train(load_params())
+
+
+@app.command()
+def evaluate(arm: ArmArgument) -> None:
+    """The untouched hold-out, model beside baselines: results/ARM/evaluate/."""
+    _stages(arm).evaluate(load_params())
+
+
+@app.command()
+def resolution(
+    arm: ArmArgument,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="any model instead of models/ARM: models:/lesion@champion, runs:/…, or a folder", show_default=False
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="where the tables go; left out: results/ARM/resolution, needed with --model")
+    ] = None,
+) -> None:
+    """Score against slice thickness [mm] (lesion) or repetition time [s] (perfusion): results/ARM/resolution/."""
+    _stages(arm).resolution(load_params(), model=model, out=out)
+
+
+@app.command()
+def report(arm: ArmArgument) -> None:
+    """One self-contained page: reports/ARM.html."""
+    _stages(arm).report(load_params())
+
+
+# ---- what comes after -----------------------------------------------------------------------------------------------
+@app.command()
+def promote(arm: ArmArgument) -> None:
+    """Register the trained model and hold it against the champion by the gate in params.yaml; safe to repeat."""
+    from reperfuse.stages.promotion import promote as run
+
+    typer.echo(run(arm, load_params()))
+
+
+@app.command()
+def rollback(arm: ArmArgument) -> None:
+    """Give the alias `champion` back to the version named `previous`."""
+    from reperfuse.stages.promotion import rollback as run
+
+    typer.echo(run(arm))
+
+
+@app.command()
+def ui(port: Annotated[int, typer.Option(min=1, max=65535, help="port on 127.0.0.1")] = 5000) -> None:
+    """The MLflow UI over this repository's store, on this machine only."""
+    from reperfuse.tracking import serve_ui
+
+    serve_ui(port)
+
+
+def _stages(arm: Arm):  # type: ignore[no-untyped-def]  # a module
+    if arm == "lesion":
+        from reperfuse.stages import lesion as module
+    else:
+        from reperfuse.stages import perfusion as module  # type: ignore[no-redef]
+    return module
+
+
+def main() -> None:
+    """Entry point: exit status 0, 2 with one sentence, or 130 for Ctrl-C."""
+    debug = "--debug" in sys.argv
+    problem: Exception
+    try:
+        app([argument for argument in sys.argv[1:] if argument != "--debug"], prog_name="reperfuse")
+    except SystemExit as end:
+        if end.code == 130:
+            print("reperfuse: stopped by Ctrl-C; finished work is kept, the same command continues.", file=sys.stderr)
+        raise
+    except InputError as error:
+        problem, sentence = error, str(error)
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOSPC):
+            raise
+        problem, sentence = error, f"{error.filename or 'A file'} cannot be read or written: {error.strerror}."
+    if debug:
+        traceback.print_exception(problem)
+    print(f"reperfuse: {sentence}", file=sys.stderr)
+    sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,8 @@
+"""The one kind of error a person can mend."""
+
+
+class InputError(ValueError):
+    """Input that cannot be used; the message is one sentence naming the file and the remedy.
+
+    The command line prints it and exits with 2; anything else is a defect and shows as one.
+    """

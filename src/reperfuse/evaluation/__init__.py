@@ -1,0 +1,1 @@
+"""Scores, intervals, the resolution study, figures and the report."""

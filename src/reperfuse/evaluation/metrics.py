@@ -1,0 +1,433 @@
+"""Scores of one predicted mask or Tmax map against its truth, each with its definition.
+
+Every score is a number or ``None``; ``None`` means undefined and never counts as 0 or as perfect.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import ndimage, spatial
+
+from reperfuse.errors import InputError
+
+Scores = dict[str, float | None]
+
+MATCH_IOU = 0.25
+"""Least intersection over union [-] at which ISLES'26 calls two components the same lesion."""
+
+TMAX_THRESHOLD_S = 6.0
+"""Tmax [s] above which tissue counts as critically hypoperfused (DEFUSE 3; Albers 2018, NEJM 378:708-718)."""
+
+SSIM_RANGE_S = 20.0
+"""Dynamic range L [s] in SSIM's constants: fixed, so that one noisy voxel in a reference makes no score kinder."""
+
+
+@dataclass(frozen=True)
+class MetricNote:
+    """What a score is called, which way is better, and what it says in plain words."""
+
+    label: str
+    unit: str
+    better: str  # "higher", "lower" or "zero"
+    meaning: str
+
+
+METRICS: dict[str, MetricNote] = {
+    "dice": MetricNote("Dice", "", "higher", "Overlap of prediction and truth: 0 is none, 1 is identical."),
+    "iou": MetricNote("IoU", "", "higher", "Shared volume divided by the volume of both together; stricter than Dice."),
+    "precision": MetricNote("Precision", "", "higher", "Share of the predicted voxels that are truly lesion."),
+    "recall": MetricNote("Recall", "", "higher", "Share of the true lesion voxels that were found."),
+    "hd95_mm": MetricNote(
+        "HD95", "mm", "lower", "95 % of both surfaces lie closer than this to the other surface (the worse direction)."
+    ),
+    "assd_mm": MetricNote("ASSD", "mm", "lower", "Mean distance between the two surfaces."),
+    "volume_difference_ml": MetricNote(
+        "Volume difference", "mL", "zero", "Predicted minus true volume: positive means too much was marked."
+    ),
+    "lesion_count_difference": MetricNote(
+        "Lesion count difference", "", "lower", "How far the number of separate lesions is off."
+    ),
+    "lesion_f1_atlas": MetricNote(
+        "Lesion F1 (ATLAS)",
+        "",
+        "higher",
+        "Whole lesions found, missed and invented; any touch counts as found, face neighbours make one lesion.",
+    ),
+    "lesion_f1_isles22": MetricNote(
+        "Lesion F1 (ISLES'22)",
+        "",
+        "higher",
+        "Whole lesions found, missed and invented; any touch counts as found, diagonal neighbours make one lesion too.",
+    ),
+    "lesion_rq_isles26": MetricNote(
+        "Lesion RQ (ISLES'26)",
+        "",
+        "higher",
+        "Whole lesions found, missed and invented; found needs an IoU of at least 0.25, one prediction per lesion.",
+    ),
+    "pr_auc": MetricNote(
+        "PR-AUC", "", "higher", "Precision averaged over all recalls as the probability threshold varies."
+    ),
+    "mae_s": MetricNote("MAE", "s", "lower", "Mean absolute error of Tmax in the brain."),
+    "rmse_s": MetricNote("RMSE", "s", "lower", "Root of the mean squared error: large errors weigh more."),
+    "mse_s2": MetricNote("MSE", "s²", "lower", "Mean squared error of Tmax in the brain."),
+    "bias_s": MetricNote("Bias", "s", "zero", "Mean of prediction minus reference: positive means too late."),
+    "pearson_r": MetricNote("Pearson r", "", "higher", "How well the map orders and scales with the reference."),
+    "ccc": MetricNote(
+        "CCC", "", "higher", "Agreement with the reference, offset and scale included (Lin): 1 is identity."
+    ),
+    "ssim": MetricNote("SSIM", "", "higher", "Local structural similarity of the two maps: 1 is identical."),
+}
+"""Open family: a score's name, as it stands in every table, to what the report says about it."""
+
+
+def lesion_scores(
+    prediction: ArrayLike, truth: ArrayLike, spacing_mm: ArrayLike, *, probability: ArrayLike | None = None
+) -> Scores:
+    r"""Voxel, surface and lesion-wise scores of one predicted lesion mask.
+
+    With predicted voxels P and true voxels T:
+
+    - ``dice`` = 2|P∩T| / (|P|+|T|); ``iou`` = |P∩T| / |P∪T|; ``precision`` = |P∩T| / |P|; ``recall`` = |P∩T| / |T|.
+    - A *surface* voxel belongs to the mask and has a face neighbour that does not (beyond the grid counts as
+      outside). Distances [mm] are between voxel centres, exact, in the given spacing. ``hd95_mm`` is the larger of
+      the two directed 95th percentiles (linear interpolation), ``assd_mm`` the mean over both surfaces pooled.
+    - ``volume_difference_ml`` = (|P| − |T|)·voxel volume, signed; ``lesion_count_difference`` is absolute, between
+      26-connected components.
+    - ``lesion_f1_atlas`` (6-connected) and ``lesion_f1_isles22`` (26-connected): TP are the components of T with any
+      predicted voxel, FN those without, FP the components of P without any true voxel; F1 = TP / (TP + (FP+FN)/2).
+    - ``lesion_rq_isles26`` (26-connected): recognition quality TP / (TP + (FP+FN)/2) where TP are pairs matched one to
+      one at IoU ≥ 0.25, taken greedily from the largest IoU; every unmatched component is an error.
+    - ``pr_auc`` (with `probability`) is average precision, Σ (Rₙ − Rₙ₋₁)·Pₙ over all thresholds, without interpolation.
+
+    Empty masks. Both empty: dice, iou and the three lesion-wise scores are 1, both differences 0, the rest ``None``.
+    Only the truth empty: dice, iou, precision and the lesion-wise scores are 0, recall ``None``. Only the prediction
+    empty: the same with recall 0 and precision ``None``. Surface distances need both. ``pr_auc`` needs a true voxel.
+
+    Parameters
+    ----------
+    prediction, truth
+        Binary masks, shape (I, J, K); boolean, or numbers 0 and 1.
+    spacing_mm
+        Distance between voxel centres along each axis [mm].
+    probability
+        Predicted probability of lesion, shape (I, J, K).
+
+    Raises
+    ------
+    InputError
+        If a mask is not binary or not 3D, or the shapes differ.
+
+    Notes
+    -----
+    Nearest surface voxels are found with a k-d tree over the surfaces, which gives the same distances as a Euclidean
+    distance transform but costs by the surface and not by the box around scattered false positives.
+
+    References
+    ----------
+    .. [1] Maier-Hein et al. 2024, Nature Methods 21:195-212 (definitions and pitfalls).
+    .. [2] Hernandez Petzsche et al. 2022, Scientific Data 9:762 (ISLES 2022).
+    .. [3] Kirillov et al. 2019, CVPR:9404-9413 (recognition quality).
+
+    Examples
+    --------
+    >>> truth = np.zeros((8, 8, 8), bool); truth[2:4, 2:4, 2:4] = True
+    >>> shifted = np.roll(truth, 1, axis=0)
+    >>> scores = lesion_scores(shifted, truth, (1.0, 1.0, 3.0))
+    >>> scores["dice"], scores["hd95_mm"], scores["volume_difference_ml"]
+    (0.5, 1.0, 0.0)
+    """
+    predicted, true, spacing = _mask(prediction, "prediction"), _mask(truth, "truth"), _spacing(spacing_mm)
+    if predicted.shape != true.shape:
+        raise InputError(
+            f"The prediction has shape {predicted.shape} and the truth {true.shape}: bring both to one grid first."
+        )
+    scores: Scores = {}
+    whole_true = true
+    box = _bounding_box(predicted | true)
+    predicted, true = predicted[box], true[box]
+    both = predicted & true
+    shared, n_predicted, n_true = (int(np.count_nonzero(mask)) for mask in (both, predicted, true))
+    empty = n_predicted + n_true == 0
+    scores["dice"] = 1.0 if empty else 2 * shared / (n_predicted + n_true)
+    scores["iou"] = 1.0 if empty else shared / (n_predicted + n_true - shared)
+    scores["precision"] = shared / n_predicted if n_predicted else None
+    scores["recall"] = shared / n_true if n_true else None
+
+    scores["hd95_mm"] = scores["assd_mm"] = None
+    if n_predicted and n_true:
+        there, back = surface_distances(predicted, true, spacing)
+        scores["hd95_mm"] = float(max(np.percentile(there, 95), np.percentile(back, 95)))
+        scores["assd_mm"] = float((there.sum() + back.sum()) / (there.size + back.size))
+
+    scores["volume_difference_ml"] = (n_predicted - n_true) * float(np.prod(spacing)) / 1000
+    corners = _Components(predicted, true, connectivity=3)
+    scores["lesion_count_difference"] = float(abs(corners.n_predicted - corners.n_true))
+    scores["lesion_f1_atlas"] = _Components(predicted, true, connectivity=1).overlap_f1()
+    scores["lesion_f1_isles22"] = corners.overlap_f1()
+    scores["lesion_rq_isles26"] = corners.recognition_quality(MATCH_IOU)
+    if probability is not None:
+        scores["pr_auc"] = average_precision(probability, whole_true)
+    return scores
+
+
+def dice(prediction: ArrayLike, truth: ArrayLike) -> float:
+    """2|P∩T| / (|P|+|T|) of two masks of one shape, whatever their dimensions; 1 when both are empty.
+
+    Examples
+    --------
+    >>> dice([1, 1, 0, 0], [0, 1, 1, 0])
+    0.5
+    """
+    predicted, true = np.asarray(prediction).astype(bool), np.asarray(truth).astype(bool)
+    if predicted.shape != true.shape:
+        raise InputError(
+            f"The prediction has shape {predicted.shape} and the truth {true.shape}: bring both to one grid first."
+        )
+    marked = int(np.count_nonzero(predicted)) + int(np.count_nonzero(true))
+    return 2 * int(np.count_nonzero(predicted & true)) / marked if marked else 1.0
+
+
+def surface_distances(
+    prediction: NDArray[Any], truth: NDArray[Any], spacing_mm: ArrayLike
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Distances [mm] from each surface voxel of the prediction to the truth's surface, and the other way round.
+
+    Surfaces as in `lesion_scores`; both masks must hold a voxel.
+    """
+    spacing = _spacing(spacing_mm)
+    ours, theirs = _surface_points(prediction, spacing), _surface_points(truth, spacing)
+    # Balancing the tree costs more than it saves for a single pass over a voxel surface.
+    our_tree, their_tree = (
+        spatial.cKDTree(points, balanced_tree=False, compact_nodes=False) for points in (ours, theirs)
+    )
+    return np.asarray(their_tree.query(ours)[0]), np.asarray(our_tree.query(theirs)[0])
+
+
+def average_precision(probability: ArrayLike, truth: ArrayLike) -> float | None:
+    """Area under the precision-recall curve as average precision; ``None`` when nothing is true.
+
+    Only the probabilities of true voxels move recall, so precision is read off at those alone.
+
+    Examples
+    --------
+    >>> average_precision([0.9, 0.8, 0.3, 0.1], [1, 0, 1, 0])
+    0.8333333333333333
+    """
+    values, true = np.asarray(probability), np.asarray(truth).astype(bool)
+    if values.shape != true.shape:
+        raise InputError(
+            f"The probability map has shape {values.shape} and the truth {true.shape}: bring both to one grid first."
+        )
+    if not np.isfinite(values).all():
+        raise InputError("The probability map holds NaN or infinite values: write it again from the model.")
+    thresholds, gained = np.unique(values[true], return_counts=True)
+    if thresholds.size == 0:
+        return None
+    ordered = np.sort(values[values >= thresholds[0]], axis=None)
+    marked = ordered.size - np.searchsorted(ordered, thresholds, side="left")
+    found = np.cumsum(gained[::-1])[::-1]
+    return float(np.sum(gained * (found / marked)) / gained.sum())
+
+
+def tmax_scores(
+    prediction: ArrayLike,
+    reference: ArrayLike,
+    mask: ArrayLike,
+    spacing_mm: ArrayLike,
+    *,
+    threshold_s: float = TMAX_THRESHOLD_S,
+) -> Scores:
+    """Scores of one predicted Tmax map [s] against its reference inside the brain mask.
+
+    With e = prediction − reference over the voxels of `mask`: ``mae_s`` = mean|e|, ``mse_s2`` = mean e²,
+    ``rmse_s`` its root, ``bias_s`` = mean e. ``pearson_r`` is ``None`` when either map is constant; ``ccc`` is Lin's
+    2·cov / (var + var + (difference of means)²) with population moments, ``None`` when both maps are one and the same
+    constant. ``dice`` and ``volume_difference_ml`` (signed, prediction − reference) compare Tmax > `threshold_s`;
+    neither map above it: dice 1. ``ssim`` see `structural_similarity`.
+
+    Parameters
+    ----------
+    prediction, reference
+        Tmax [s], shape (I, J, K); values outside `mask` are not read.
+    mask
+        Brain, shape (I, J, K).
+    spacing_mm
+        Voxel spacing [mm].
+    threshold_s
+        Tmax [s] above which tissue counts as hypoperfused.
+
+    Raises
+    ------
+    InputError
+        If shapes differ, the mask is empty, or a map is not finite inside it.
+
+    References
+    ----------
+    .. [1] Lin 1989, Biometrics 45:255-268 (concordance correlation coefficient).
+
+    Examples
+    --------
+    >>> reference = np.full((4, 4, 4), 3.0); reference[:2] = 8.0
+    >>> scores = tmax_scores(reference + 1, reference, np.ones((4, 4, 4)), (2, 2, 5))
+    >>> scores["mae_s"], scores["bias_s"], scores["pearson_r"], scores["dice"]
+    (1.0, 1.0, 1.0, 1.0)
+    """
+    inside, spacing = _mask(mask, "brain mask"), _spacing(spacing_mm)
+    ours, theirs = np.asarray(prediction, dtype=np.float64), np.asarray(reference, dtype=np.float64)
+    if not ours.shape == theirs.shape == inside.shape:
+        raise InputError(
+            f"Prediction {ours.shape}, reference {theirs.shape} and mask {inside.shape} differ in shape: "
+            "bring them to one grid first."
+        )
+    if not inside.any():
+        raise InputError("The brain mask is empty: check the mask that belongs to this map.")
+    for values, name in ((ours, "predicted"), (theirs, "reference")):
+        if not np.isfinite(values[inside]).all():
+            raise InputError(f"The {name} Tmax map holds NaN or infinite values inside the brain: write it again.")
+    x, y = ours[inside], theirs[inside]
+    error = x - y
+    mse = float(np.mean(error**2))
+    varies_x, varies_y = bool(np.ptp(x) > 0), bool(np.ptp(y) > 0)
+    covariance = float(np.mean((x - x.mean()) * (y - y.mean())))
+    spread = float(x.var() + y.var() + (x.mean() - y.mean()) ** 2)
+    late_x, late_y = x > threshold_s, y > threshold_s
+    return {
+        "mae_s": float(np.mean(np.abs(error))),
+        "rmse_s": float(np.sqrt(mse)),
+        "mse_s2": mse,
+        "bias_s": float(np.mean(error)),
+        "pearson_r": float(np.clip(covariance / (x.std() * y.std()), -1, 1)) if varies_x and varies_y else None,
+        "ccc": 2 * covariance / spread if varies_x or varies_y or mse > 0 else None,
+        "dice": dice(late_x, late_y),
+        "volume_difference_ml": (int(late_x.sum()) - int(late_y.sum())) * float(np.prod(spacing)) / 1000,
+        "ssim": structural_similarity(ours, theirs, inside, data_range=SSIM_RANGE_S),
+    }
+
+
+def structural_similarity(
+    prediction: ArrayLike, reference: ArrayLike, mask: ArrayLike, *, data_range: float, sigma: float = 1.5
+) -> float:
+    r"""Mean SSIM over the voxels of `mask`, with the mask's outside left out of every window.
+
+    .. math:: \mathrm{SSIM} = \frac{(2 μ_x μ_y + C_1)(2 σ_{xy} + C_2)}{(μ_x² + μ_y² + C_1)(σ_x² + σ_y² + C_2)}
+
+    with local moments under a Gaussian window of `sigma` voxels cut at 11 voxels, C₁ = (0.01·L)², C₂ = (0.03·L)² and
+    L = `data_range`, as published for 2D; here the window is 3D, and at the brain's edge its weights are renormalised
+    over the voxels inside, so that the arbitrary values outside the brain do not enter.
+
+    Parameters
+    ----------
+    prediction, reference
+        Maps, shape (I, J, K).
+    mask
+        Where they count, shape (I, J, K), not empty.
+    data_range
+        L, in the unit of the maps.
+    sigma
+        Width of the window [voxels].
+
+    References
+    ----------
+    .. [1] Wang et al. 2004, IEEE Trans Image Process 13:600-612.
+    """
+    inside = np.asarray(mask).astype(bool)
+    box = _bounding_box(inside)
+    inside = inside[box]
+    x, y = (np.where(inside, np.asarray(values, dtype=np.float64)[box], 0.0) for values in (prediction, reference))
+
+    def blurred(values: NDArray[np.float64]) -> NDArray[np.float64]:
+        return ndimage.gaussian_filter(values, sigma, mode="constant", radius=5)[inside]
+
+    weight = blurred(inside.astype(np.float64))
+    mean_x, mean_y = blurred(x) / weight, blurred(y) / weight
+    # Rounding may leave a variance of −1e-16 in a constant region.
+    var_x = np.maximum(blurred(x * x) / weight - mean_x**2, 0)
+    var_y = np.maximum(blurred(y * y) / weight - mean_y**2, 0)
+    covariance = blurred(x * y) / weight - mean_x * mean_y
+    c1, c2 = (0.01 * data_range) ** 2, (0.03 * data_range) ** 2
+    luminance = (2 * mean_x * mean_y + c1) / (mean_x**2 + mean_y**2 + c1)
+    return float(np.mean(luminance * (2 * covariance + c2) / (var_x + var_y + c2)))
+
+
+class _Components:
+    """Connected components of a prediction and a truth, and how they meet."""
+
+    def __init__(self, prediction: NDArray[np.bool_], truth: NDArray[np.bool_], *, connectivity: int) -> None:
+        structure = ndimage.generate_binary_structure(3, connectivity)
+        predicted, self.n_predicted = ndimage.label(prediction, structure)
+        true, self.n_true = ndimage.label(truth, structure)
+        both = prediction & truth
+        pairs = true[both].astype(np.int64) * (self.n_predicted + 1) + predicted[both]
+        codes, self.shared = np.unique(pairs, return_counts=True)
+        self.true_of, self.predicted_of = np.divmod(codes, self.n_predicted + 1)
+        self.true_sizes = np.bincount(true.ravel(), minlength=self.n_true + 1)
+        self.predicted_sizes = np.bincount(predicted.ravel(), minlength=self.n_predicted + 1)
+
+    def overlap_f1(self) -> float:
+        found = np.unique(self.true_of).size
+        missed = self.n_true - found
+        invented = self.n_predicted - np.unique(self.predicted_of).size
+        return _f1(found, invented, missed)
+
+    def recognition_quality(self, least_iou: float) -> float:
+        union = self.true_sizes[self.true_of] + self.predicted_sizes[self.predicted_of] - self.shared
+        iou = self.shared / union
+        taken_true: set[int] = set()
+        taken_predicted: set[int] = set()
+        for index in np.argsort(-iou, kind="stable"):
+            if iou[index] < least_iou:
+                break
+            if self.true_of[index] not in taken_true and self.predicted_of[index] not in taken_predicted:
+                taken_true.add(int(self.true_of[index]))
+                taken_predicted.add(int(self.predicted_of[index]))
+        found = len(taken_true)
+        return _f1(found, self.n_predicted - found, self.n_true - found)
+
+
+def _f1(found: int, invented: int, missed: int) -> float:
+    return 1.0 if found + invented + missed == 0 else found / (found + (invented + missed) / 2)
+
+
+def _surface_points(mask: NDArray[Any], spacing: NDArray[np.float64]) -> NDArray[np.float64]:
+    padded = np.pad(np.asarray(mask, dtype=bool), 1)
+    core = (slice(1, -1),) * 3
+    interior = padded[core].copy()
+    for axis in range(3):
+        for shift in (slice(None, -2), slice(2, None)):
+            neighbour = list(core)
+            neighbour[axis] = shift
+            interior &= padded[tuple(neighbour)]
+    return np.argwhere(padded[core] & ~interior) * spacing
+
+
+def _bounding_box(mask: NDArray[np.bool_]) -> tuple[slice, ...]:
+    """The slices around all true voxels; of zero length when there are none."""
+    box = []
+    for axis in range(mask.ndim):
+        hit = np.flatnonzero(mask.any(axis=tuple(other for other in range(mask.ndim) if other != axis)))
+        box.append(slice(int(hit[0]), int(hit[-1]) + 1) if hit.size else slice(0, 0))
+    return tuple(box)
+
+
+def _mask(values: ArrayLike, name: str) -> NDArray[np.bool_]:
+    array = np.asarray(values)
+    if array.ndim != 3:
+        raise InputError(f"The {name} has {array.ndim} dimensions (shape {array.shape}): give one 3D mask.")
+    if array.dtype == bool:
+        return array
+    mask = array == 1
+    if not (mask | (array == 0)).all():
+        raise InputError(f"The {name} holds values other than 0 and 1: give a binary mask.")
+    return mask
+
+
+def _spacing(spacing_mm: ArrayLike) -> NDArray[np.float64]:
+    spacing = np.asarray(spacing_mm, dtype=np.float64)
+    if spacing.shape != (3,) or not (np.isfinite(spacing) & (spacing > 0)).all():
+        raise InputError(
+            f"The voxel spacing {spacing.tolist()} is not three positive lengths in mm: check the image header."
+        )
+    return spacing

@@ -1,0 +1,248 @@
+"""Tables as people read them: rows of text from score tables, for the report."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from reperfuse.evaluation import resolution as study
+from reperfuse.evaluation.figures import LEVEL_LABELS, method_label, metric_label
+from reperfuse.evaluation.metrics import METRICS
+from reperfuse.evaluation.summary import MODEL
+
+Table = dict[str, Any]
+"""``caption``, ``columns``, ``rows`` of text; ``text``: columns set left; ``strong``: a column set bold; ``code``."""
+
+COLUMN_LABELS = {
+    "lesion_volume_ml": "Lesion volume [mL]",
+    "n_frames": "Time frames",
+    "te_s": "Echo time TE [s]",
+    "tr_s": "Repetition time TR [s]",
+}
+"""What the columns of a cohort table are called."""
+
+
+def number(value: Any, metric: str = "") -> str:
+    """A number as the tables show it; a dash when it is undefined.
+
+    >>> number(0.6125, "dice"), number(3.456, "hd95_mm"), number(None), number(-1.5, "bias_s")
+    ('0.613', '3.46', '–', '−1.50')
+    """
+    if value is None or not np.isfinite(value):
+        return "–"
+    note = METRICS.get(metric)
+    digits = 1 if metric == "lesion_count_difference" else 2 if note is None or note.unit else 3
+    # Adding 0 turns the −0.00 that rounding leaves into 0.00.
+    return f"{round(value, digits) + 0.0:.{digits}f}".replace("-", "−")
+
+
+def p_value(value: Any) -> str:
+    """A p value with three digits; a dash when there is none."""
+    if value is None or not np.isfinite(value):
+        return "–"
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def with_interval(row: Mapping[str, Any], metric: str, mean: str = "mean") -> str:
+    """A mean with its interval, or without one where there is none; a dash when it is undefined."""
+    if not np.isfinite(row[mean]):
+        return "–"
+    if not np.isfinite(row["low"]) or row["low"] == row["high"]:
+        return number(row[mean], metric)
+    return f"{number(row[mean], metric)} ({number(row['low'], metric)} to {number(row['high'], metric)})"
+
+
+def model_first(methods: Iterable[str]) -> list[str]:
+    """Method names in the order of every table and figure: the model, then the others by name."""
+    return sorted(methods, key=lambda method: (method != MODEL, method))
+
+
+def first(table: pd.DataFrame) -> dict[str, Any]:
+    """The first row of a table as a dict; empty when there is none."""
+    return {str(key): value for key, value in table.to_dict("records")[0].items()} if len(table) else {}
+
+
+def score_of(table: pd.DataFrame, method: str, metric: str) -> dict[str, Any]:
+    """The row of a summary for one method and metric; empty when there is none."""
+    return first(table[(table["method"] == method) & (table["metric"] == metric)])
+
+
+def score_table(table: pd.DataFrame, metrics: Sequence[str], n_holdout: int) -> Table:
+    """Metrics down, methods across, the model first."""
+    methods = model_first(table["method"].unique())
+    rows = []
+    for metric in metrics:
+        cells = [metric_label(metric)]
+        for method in methods:
+            row = score_of(table, method, metric)
+            n = f" · n = {row['n']}" if row and 0 < row["n"] < n_holdout else ""
+            cells.append(with_interval(row, metric) + n if row else "–")
+        rows.append(cells)
+    return {
+        "caption": f"Hold-out, n = {n_holdout}: mean (95 % interval); a smaller n counts who it is defined for",
+        "columns": ["Metric", *map(method_label, methods)],
+        "rows": rows,
+        "strong": 1,
+    }
+
+
+def comparison_table(comparison: pd.DataFrame, metric: str) -> Table:
+    """The rows of `summary.compare_methods`."""
+    rows = [
+        [
+            method_label(str(row["method"])),
+            with_interval({str(key): value for key, value in row.items()}, metric, "mean_difference"),
+            p_value(row["p_value"]),
+            f"{row['n']:.0f}",
+        ]
+        for row in comparison.to_dict("records")
+    ]
+    return {
+        "caption": f"Model minus baseline, {metric_label(metric)}, paired by subject",
+        "columns": ["Baseline", "Mean difference (95 % interval)", "Wilcoxon p", "n"],
+        "rows": rows,
+    }
+
+
+def subject_table(scores: pd.DataFrame, metrics: Sequence[str]) -> Table:
+    """Every subject and method, the model first."""
+    ordered = scores.assign(last=scores["method"] != MODEL).sort_values(["participant_id", "last", "method"])
+    rows = [
+        [
+            str(row["participant_id"]),
+            method_label(str(row["method"])),
+            *(number(row[metric], metric) for metric in metrics),
+        ]
+        for row in ordered.to_dict("records")
+    ]
+    return {
+        "caption": "Every hold-out subject",
+        "columns": ["Participant", "Method", *map(metric_label, metrics)],
+        "rows": rows,
+        "text": [1],
+    }
+
+
+def validation_table(validation: pd.DataFrame, table: pd.DataFrame, headline: Sequence[str]) -> Table:
+    """The chosen trial's cross-validation beside the hold-out, for the headline metrics."""
+    rows = []
+    for metric in headline:
+        if metric in validation:
+            means = validation.groupby("fold")[metric].mean()
+            rows.append(
+                [
+                    metric_label(metric),
+                    f"{number(means.mean(), metric)} ({number(means.min(), metric)} to {number(means.max(), metric)})",
+                    with_interval(score_of(table, MODEL, metric), metric),
+                ]
+            )
+    return {
+        "caption": "Cross-validation of the chosen trial beside the hold-out",
+        "columns": ["Metric", "Cross-validation: mean of folds (worst to best fold)", "Hold-out: mean (95 % interval)"],
+        "rows": rows,
+    }
+
+
+def cohort_table(cohort: pd.DataFrame, folds: pd.DataFrame) -> Table:
+    """Counts, and the spread of every numeric column, for all subjects and for each side."""
+    groups = {"all": cohort}
+    if {"participant_id", "side"} <= set(folds.columns) and "participant_id" in cohort:
+        side = cohort["participant_id"].map(folds.set_index("participant_id")["side"])
+        groups |= {"training": cohort[side == "train"], "hold-out": cohort[side == "holdout"]}
+    rows: list[list[str]] = [["Subjects", *(str(len(part)) for part in groups.values())]]
+    if "centre" in cohort and cohort["centre"].notna().any():
+        rows.append(["Centres", *(str(part["centre"].nunique()) for part in groups.values())])
+    for column in cohort.select_dtypes("number"):
+        if cohort[column].notna().any():
+            name = str(column)
+            label = COLUMN_LABELS.get(name, name.replace("_", " "))
+            rows.append([label, *(_spread(part[column]) for part in groups.values())])
+    return {"caption": "Who takes part: median (smallest to largest)", "columns": ["", *groups], "rows": rows}
+
+
+def _spread(values: pd.Series) -> str:
+    defined = values.dropna()
+    if defined.empty:
+        return "–"
+    low, middle, high = (f"{value:.3g}" for value in (defined.min(), defined.median(), defined.max()))
+    return middle if low == high else f"{middle} ({low} to {high})"
+
+
+def fold_table(folds: pd.DataFrame) -> Table:
+    """Who is in which fold and who is held out."""
+
+    def of(part: pd.DataFrame) -> list[str]:
+        centres = ", ".join(sorted(part["centre"].dropna().astype(str).unique())) if "centre" in part else ""
+        return [str(len(part)), centres or "–", ", ".join(part["participant_id"].astype(str))]
+
+    train = folds[folds["side"] == "train"]
+    rows = [[f"fold {fold:g}", *of(part)] for fold, part in train.groupby(train["fold"].astype(float))]
+    rows.append(["hold-out", *of(folds[folds["side"] == "holdout"])])
+    return {
+        "caption": "Who is where (folds are the validation parts)",
+        "columns": ["", "Subjects", "Centres", "Participants"],
+        "rows": rows,
+        "text": [2, 3],
+    }
+
+
+def resolution_tables(scores: pd.DataFrame, metric: str, level_name: str, seed: int = 0) -> list[Table]:
+    """Per axis: the mean of every method at every level, and the model's paired change from the finest level."""
+    means = study.curve(scores, metrics=[metric], level_name=level_name, seed=seed)
+    effects = study.level_effects(scores, metric, level_name=level_name, seed=seed)
+    effects = effects[effects["method"] == MODEL]
+    tables = []
+    for axis, part in means.groupby("axis", sort=False):
+        methods = model_first(part["method"].unique())
+        rows = []
+        for level, here in part.groupby(level_name):
+            change = first(effects[(effects["axis"] == axis) & (effects[level_name] == level)])
+            rows.append(
+                [
+                    f"{level:g}",
+                    *(with_interval(first(here[here["method"] == method]), metric) for method in methods),
+                    with_interval(change, metric, "mean_difference") if change else "reference",
+                    p_value(change.get("p_value")),
+                ]
+            )
+        along = f", slices along {axis}" if level_name == "thickness_mm" else ""
+        methods_named = map(method_label, methods)
+        tables.append(
+            {
+                "caption": f"{metric_label(metric)}, mean (95 % interval){along}; paired per subject",
+                "columns": [LEVEL_LABELS[level_name], *methods_named, "Model: change from finest", "Wilcoxon p"],
+                "rows": rows,
+                "strong": 1,
+            }
+        )
+    return tables
+
+
+def plain_table(caption: str, frame: pd.DataFrame, most: int = 30) -> Table:
+    """A table as it is, its first rows."""
+
+    def cell(value: Any) -> str:
+        if isinstance(value, float | np.floating):
+            return "–" if not np.isfinite(value) else f"{value:.4g}"
+        return "–" if value is None else str(value)
+
+    shown = frame.head(most)
+    left_out = f" (first {most} of {len(frame)})" if len(frame) > most else ""
+    return {
+        "caption": caption + left_out,
+        "columns": [str(column).replace("params_", "") for column in frame],
+        "rows": [[cell(value) for value in row] for row in shown.itertuples(index=False)],
+    }
+
+
+def pairs_table(caption: str, pairs: Mapping[str, Any]) -> Table:
+    """Names and values, nested mappings flattened with dots."""
+
+    def flat(part: Mapping[str, Any], begin: str = "") -> list[list[str]]:
+        rows: list[list[str]] = []
+        for key, value in part.items():
+            rows += flat(value, f"{begin}{key}.") if isinstance(value, Mapping) else [[f"{begin}{key}", str(value)]]
+        return rows
+
+    return {"caption": caption, "columns": ["Name", "Value"], "rows": flat(pairs), "code": True, "text": [1]}

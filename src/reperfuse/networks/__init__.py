@@ -1,0 +1,103 @@
+"""The networks by name, and their weights on disk: `(B, C, I, J, K)` in, `(B, 1, I, J, K)` out."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from reperfuse.errors import InputError
+from reperfuse.files import atomic_path, read_json, sha256_of, write_json
+from reperfuse.networks.blocks import one_of
+from reperfuse.networks.tmax import Tmax2Layer
+from reperfuse.networks.unet import UNet3d
+
+NETWORKS: dict[str, Callable[..., nn.Module]] = {"unet3d": UNet3d, "tmax_2layer": Tmax2Layer}
+"""Name to constructor; every name builds without arguments."""
+
+WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
+
+
+def build_network(name: str, **kwargs: Any) -> nn.Module:
+    """The network of that name; its first weights follow `torch.manual_seed`.
+
+    Raises
+    ------
+    InputError
+        If the name or an argument is not known; the sentence lists those there are.
+
+    Examples
+    --------
+    >>> build_network("unet3d", widths=(4, 8)).last
+    Conv3d(4, 1, kernel_size=(1, 1, 1), stride=(1, 1, 1))
+    """
+    constructor = NETWORKS[one_of("network", name, NETWORKS)]
+    for key in kwargs:
+        one_of(f"{name} argument", key, inspect.signature(constructor).parameters)
+    return constructor(**kwargs)
+
+
+def keras_parameter_count(network: nn.Module) -> int:
+    """The number of parameters as Keras' `summary()` totals them: running means and variances included.
+
+    Examples
+    --------
+    >>> keras_parameter_count(build_network("tmax_2layer"))
+    1033
+    """
+    running = [buffer for name, buffer in network.named_buffers() if name.endswith(("running_mean", "running_var"))]
+    return sum(tensor.numel() for tensor in [*network.parameters(), *running])
+
+
+def save_network(
+    folder: Path | str,
+    name: str,
+    kwargs: Mapping[str, Any],
+    network: nn.Module,
+    extra: Mapping[str, Any] | None = None,
+) -> None:
+    """Write `model.safetensors` and `model.json` (name, kwargs, hash of the weights, `extra`) into `folder`.
+
+    Each file is whole or absent; the hash ties them, so that a process killed between the two leaves
+    a pair that `load_network` refuses.
+    """
+    folder = Path(folder)
+    state = {key: tensor.detach().cpu().contiguous() for key, tensor in network.state_dict().items()}
+    with atomic_path(folder / WEIGHTS) as inside:
+        save_file(state, inside)
+    description = {
+        "network": name,
+        "kwargs": dict(kwargs),
+        "parameters": sum(parameter.numel() for parameter in network.parameters()),
+        "weights_sha256": sha256_of(folder / WEIGHTS),
+        "extra": dict(extra or {}),
+    }
+    write_json(folder / DESCRIPTION, description)
+
+
+def load_network(folder: Path | str) -> tuple[nn.Module, dict[str, Any]]:
+    """The network `save_network` wrote, on the CPU and in evaluation mode, and its description.
+
+    Raises
+    ------
+    InputError
+        If a file is missing or damaged, or if weights and description do not belong together.
+    """
+    folder = Path(folder)
+    description = read_json(folder / DESCRIPTION)
+    if not isinstance(description, dict) or not {"network", "kwargs", "weights_sha256"} <= description.keys():
+        raise InputError(f"{folder / DESCRIPTION} does not describe a network: train again or restore it.")
+    if not (folder / WEIGHTS).is_file():
+        raise InputError(f"{folder / WEIGHTS} is missing: train again or restore it.")
+    if sha256_of(folder / WEIGHTS) != description["weights_sha256"]:
+        raise InputError(f"{folder / WEIGHTS} is damaged or not the file {DESCRIPTION} describes: restore both.")
+    network = build_network(description["network"], **description["kwargs"])
+    try:
+        network.load_state_dict(load_file(folder / WEIGHTS))
+    except (SafetensorError, RuntimeError) as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise InputError(f"{folder / WEIGHTS} does not fit {description['network']} ({reason}): restore it.") from error
+    return network.eval(), description

@@ -1,0 +1,305 @@
+"""What params.yaml may say: every parameter's name, unit, bound and reason; unknown keys are refused.
+
+`Params()` holds the defaults, and so do commands that run outside a checkout. params.yaml repeats all of
+them, because that is the file people edit and DVC watches; a test holds the two equal.
+"""
+
+import difflib
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from reperfuse.errors import InputError
+
+Arm = Literal["lesion", "perfusion"]
+ARMS: tuple[Arm, ...] = ("lesion", "perfusion")
+
+
+class Section(BaseModel):
+    """A part of params.yaml: frozen, and closed to keys it does not know."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+# ---- what both arms share -------------------------------------------------------------------------------------------
+class Folds(Section):
+    """Who is held out, and how the rest is cross-validated."""
+
+    n_folds: int = Field(3, ge=2, le=20, description="cross-validation folds among the training subjects")
+    holdout_fraction: float = Field(
+        0.25, gt=0, lt=1, description="expected share of subjects (or centres) that tuning never sees"
+    )
+    salt: str = Field(
+        "reperfuse",
+        description="mixed into the hash that fixes a subject's side; change it before a study, never after",
+    )
+    group_by: Literal["participant_id", "centre"] = Field(
+        "participant_id", description="what may not be on two sides; `centre` is the stricter test of transfer"
+    )
+
+
+class Tune(Section):
+    """The search that Optuna makes with cross-validation."""
+
+    n_trials: int = Field(3, ge=1, description="trials in the study, over all workers and resumptions")
+    sampler: Literal["tpe", "random", "grid"] = Field(
+        "tpe", description="how trials are proposed; `grid` wants choices only"
+    )
+    prune: bool = Field(True, description="stop a trial between folds when it loses against the best one (Wilcoxon)")
+    workers: int = Field(1, ge=1, le=64, description="processes that share the study on this machine")
+    epochs: int = Field(3, ge=1, description="epochs of each fold; shorter than the final training")
+    space: dict[str, dict[str, Any]] = Field(
+        default_factory=dict,
+        description="what is searched: a field of `train`, or `network_kwargs.NAME`, to {low, high, log, step} or {choices}",
+    )
+
+
+class Train(Section):
+    """The final training; `tune` starts from the same values."""
+
+    network: str = Field(description="a name in reperfuse.networks.NETWORKS")
+    network_kwargs: dict[str, Any] = Field(default_factory=dict, description="arguments of the network")
+    loss: str = Field(description="a name in reperfuse.training.losses.LOSSES")
+    epochs: int = Field(ge=1, description="passes of `steps_per_epoch` steps")
+    steps_per_epoch: int = Field(ge=1, description="optimiser steps in an epoch")
+    batch_size: int = Field(ge=1, description="patches in a step")
+    patch_size: tuple[int, int, int] | None = Field(
+        description="voxels (i, j, k) of a training patch; null is the whole volume"
+    )
+    foreground_fraction: float = Field(ge=0, le=1, description="share of patches centred on a voxel of the target")
+    augment: Literal["none", "light"] = Field(description="`light` flips and slightly changes intensities, on the fly")
+    optimiser: Literal["adam", "adamw"] = Field(description="gradient descent rule")
+    schedule: Literal["constant", "cosine", "polynomial"] = Field(description="learning rate over the training")
+    learning_rate: float = Field(gt=0, description="initial step size")
+    weight_decay: float = Field(ge=0, description="decoupled for adamw")
+    accelerator: Literal["auto", "cpu", "gpu"] = Field("auto", description="`auto` takes a GPU when there is one")
+    precision: Literal["auto", "32", "bf16-mixed"] = Field(
+        "auto", description="`auto` takes bf16 where the processor computes in it"
+    )
+    num_workers: int = Field(0, ge=0, le=64, description="processes that load patches; 0 loads in the training process")
+
+
+class Report(Section):
+    """The HTML page."""
+
+    n_overlays: int = Field(3, ge=1, le=12, description="subjects shown: best, median, worst, then evenly between")
+
+
+class Promote(Section):
+    """The gate between a trained model and the alias `champion`; fixed before the run it judges."""
+
+    non_inferiority_margin: float = Field(
+        ge=0, description="how much worse than the champion the mean hold-out score may be, in the metric's unit"
+    )
+    minimum_subjects: int = Field(
+        1, ge=1, description="below this many hold-out subjects shared with the champion it is too few to decide"
+    )
+
+
+# ---- lesion ---------------------------------------------------------------------------------------------------------
+class LesionCohort(Section):
+    """Who takes part."""
+
+    min_lesion_ml: float = Field(
+        0.0, ge=0, description="leave out subjects with a smaller lesion [mL]; 0 keeps all, also the lesion-free"
+    )
+
+
+class LesionPreprocess(Section):
+    """From T1w to what the network sees."""
+
+    spacing_mm: float = Field(
+        2.0, gt=0, le=10, description="isotropic grid [mm]; 1 is the source's own, 2 is an eighth of the memory"
+    )
+    skull_strip: Literal["none", "threshold"] = Field(
+        "none",
+        description="`threshold` keeps the largest body above `threshold_fraction`; ATLAS R2.0 comes with the skull",
+    )
+    threshold_fraction: float = Field(0.10, gt=0, lt=1, description="of the robust maximum; used for the brain mask")
+    normalisation: Literal["zscore", "roi_minmax", "none"] = Field(
+        "zscore", description="intensities inside the brain mask"
+    )
+
+
+class LesionEvaluate(Section):
+    """The hold-out, scored on the source grid."""
+
+    probability_threshold: float = Field(0.5, gt=0, lt=1, description="above it a voxel is lesion")
+    bootstrap_samples: int = Field(2000, ge=100, description="resamples behind each interval")
+    level: float = Field(0.95, gt=0, lt=1, description="coverage of each interval")
+
+
+class LesionResolution(Section):
+    """Score against slice thickness, on the model grid."""
+
+    thickness_mm: tuple[float, ...] = Field(
+        (2.0, 5.0, 10.0), min_length=2, description="slice thickness [mm]; from the model grid's own upwards"
+    )
+    axes: tuple[Literal["i", "j", "k"], ...] = Field(
+        ("k",), min_length=1, description="slice direction: array axis of the RAS grid; k is axial"
+    )
+    profile: Literal["gaussian", "box"] = Field("gaussian", description="slice profile")
+
+
+class LesionTrain(Train):
+    """The final training of the lesion arm."""
+
+    network: str = "unet3d"
+    network_kwargs: dict[str, Any] = {"widths": [8, 16, 32, 64]}
+    loss: str = "dice_bce"
+    epochs: int = 12
+    steps_per_epoch: int = 25
+    batch_size: int = 2
+    patch_size: tuple[int, int, int] | None = (64, 64, 64)
+    foreground_fraction: float = 0.7
+    augment: Literal["none", "light"] = "light"
+    optimiser: Literal["adam", "adamw"] = "adamw"
+    schedule: Literal["constant", "cosine", "polynomial"] = "cosine"
+    learning_rate: float = 3e-3
+    weight_decay: float = 1e-4
+
+
+class LesionParams(Section):
+    """Stages of the lesion arm."""
+
+    cohort: LesionCohort = LesionCohort()
+    preprocess: LesionPreprocess = LesionPreprocess()
+    folds: Folds = Folds()
+    tune: Tune = Tune(
+        space={
+            "learning_rate": {"low": 1e-3, "high": 1e-2, "log": True},
+            "loss": {"choices": ["dice_bce", "soft_dice"]},
+        }
+    )
+    train: LesionTrain = LesionTrain()
+    evaluate: LesionEvaluate = LesionEvaluate()
+    resolution: LesionResolution = LesionResolution()
+    report: Report = Report()
+    promote: Promote = Promote(non_inferiority_margin=0.01)
+
+
+# ---- perfusion ------------------------------------------------------------------------------------------------------
+class PerfusionCohort(Section):
+    """Who takes part."""
+
+    require_reference: bool = Field(
+        True, description="leave out patients without a reference Tmax map, which cannot train or score"
+    )
+
+
+class PerfusionPreprocess(Section):
+    """From the DSC series to what the network sees."""
+
+    threshold_fraction: float = Field(
+        0.10, gt=0, lt=1, description="skull strip: of the robust maximum of the mean image (Sossin 2021: 10 %)"
+    )
+    n_frames: int = Field(60, ge=2, description="frames the network takes as channels")
+    tr_s: float = Field(1.5, gt=0, description="time between them [s]; other series are interpolated onto it")
+    align_bolus: bool = Field(
+        True,
+        description="shift time so that the bolus reaches the brain at `bolus_frame`; the network sees no AIF, so it cannot know otherwise",
+    )
+    bolus_frame: int = Field(12, ge=1, description="frame of arrival after alignment")
+
+
+class PerfusionEvaluate(Section):
+    """The hold-out, scored on the source grid inside the brain."""
+
+    tmax_threshold_s: float = Field(6.0, gt=0, description="hypoperfusion is Tmax above it [s]")
+    bootstrap_samples: int = Field(2000, ge=100, description="resamples behind each interval")
+    level: float = Field(0.95, gt=0, lt=1, description="coverage of each interval")
+
+
+class PerfusionResolution(Section):
+    """Score against temporal resolution."""
+
+    tr_s: tuple[float, ...] = Field(
+        (1.5, 3.0, 4.5), min_length=2, description="repetition time the series is thinned to [s]"
+    )
+
+
+class PerfusionTrain(Train):
+    """The final training of the perfusion arm."""
+
+    network: str = "tmax_2layer"
+    network_kwargs: dict[str, Any] = {"output_bias": 3.0}
+    loss: str = "mse"
+    epochs: int = 25
+    steps_per_epoch: int = 20
+    batch_size: int = 1
+    patch_size: tuple[int, int, int] | None = None
+    foreground_fraction: float = 0.0
+    augment: Literal["none", "light"] = "none"
+    optimiser: Literal["adam", "adamw"] = "adam"
+    schedule: Literal["constant", "cosine", "polynomial"] = "cosine"
+    learning_rate: float = 1e-2
+    weight_decay: float = 0.0
+
+
+class PerfusionParams(Section):
+    """Stages of the perfusion arm."""
+
+    cohort: PerfusionCohort = PerfusionCohort()
+    preprocess: PerfusionPreprocess = PerfusionPreprocess()
+    folds: Folds = Folds()
+    tune: Tune = Tune(
+        space={"learning_rate": {"low": 1e-3, "high": 3e-2, "log": True}, "loss": {"choices": ["mse", "huber"]}}
+    )
+    train: PerfusionTrain = PerfusionTrain()
+    evaluate: PerfusionEvaluate = PerfusionEvaluate()
+    resolution: PerfusionResolution = PerfusionResolution()
+    report: Report = Report()
+    promote: Promote = Promote(non_inferiority_margin=0.1)
+
+
+class Params(Section):
+    """All of params.yaml."""
+
+    seed: int = Field(2026, ge=0, description="of every random draw that is not the data's own")
+    lesion: LesionParams = LesionParams()
+    perfusion: PerfusionParams = PerfusionParams()
+
+    def bootstrap(self, arm: str) -> dict[str, float]:
+        """Arguments of the intervals of an arm's scores: samples, level, seed."""
+        evaluate = self.lesion.evaluate if arm == "lesion" else self.perfusion.evaluate
+        return {"samples": evaluate.bootstrap_samples, "level": evaluate.level, "seed": self.seed}
+
+
+def load_params(path: Path | str = "params.yaml") -> Params:
+    """The parameters in `path`, or the defaults where there is no such file.
+
+    Raises
+    ------
+    InputError
+        Names the key that is unknown (with the nearest known one) or out of bounds.
+
+    Examples
+    --------
+    >>> load_params("no-such-params.yaml") == Params()
+    True
+    """
+    path = Path(path)
+    if not path.exists():
+        return Params()
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not valid YAML ({' '.join(str(error).split())}): mend that line.") from error
+    try:
+        return Params.model_validate(content)
+    except ValidationError as error:
+        raise InputError(f"{path}: {_sentence(error.errors()[0])}") from error
+
+
+def _sentence(problem: Any) -> str:
+    key = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] != "extra_forbidden":
+        return f"{key} = {problem['input']!r} is not possible ({problem['msg'].lower()}); see `{key.rpartition('.')[0] or key}` in params.py."
+    model: Any = Params
+    for part in problem["loc"][:-1]:
+        model = model.model_fields[part].annotation
+    near = difflib.get_close_matches(str(problem["loc"][-1]), model.model_fields, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"known here: {', '.join(model.model_fields)}."
+    return f"{key} is not a parameter; {hint}"

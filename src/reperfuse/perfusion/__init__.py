@@ -1,0 +1,1 @@
+"""The physics of dynamic susceptibility contrast, from signal to maps."""

@@ -1,0 +1,1 @@
+"""One function per verb: read, call the science, write."""

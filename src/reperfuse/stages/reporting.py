@@ -1,0 +1,119 @@
+"""The page of an arm, from the tables that the other stages wrote."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from reperfuse import tracking
+from reperfuse.evaluation import figures
+from reperfuse.evaluation.metrics import METRICS
+from reperfuse.evaluation.report import render_report
+from reperfuse.evaluation.resolution import curve
+from reperfuse.files import read_json
+from reperfuse.imaging.volume import load_volume
+from reperfuse.stages import layout
+from reperfuse.stages.processed import read_cohort, read_table
+
+Overlay = Callable[[str, Mapping[str, np.ndarray], str, Mapping[str, str]], Figure]
+"""(participant, method to prediction on the truth's grid, title, method to caption) to a figure."""
+
+
+def report_arm(
+    arm: str,
+    *,
+    title: str,
+    metric: str,
+    level_name: str,
+    sizes: str,
+    overlay: Overlay,
+    n_overlays: int,
+    bootstrap: Mapping[str, Any],
+) -> None:
+    """Write reports/<arm>.html and log it with its figures to the training's run.
+
+    Parameters
+    ----------
+    metric
+        What subjects are ranked by.
+    sizes
+        Column of cohort.csv whose distribution is drawn.
+    overlay
+        Draws the predictions of one subject.
+    n_overlays
+        Subjects drawn: best, median, worst, then evenly between.
+    """
+    results = layout.results(arm)
+    cohort, folds = read_cohort(arm), read_table(layout.folds_csv(arm), arm)
+    scores = read_table(results / "evaluate" / "scores.csv", arm)
+    study = read_table(results / "resolution" / "scores.csv", arm)
+    validation = read_table(results / "tune" / "validation.csv", arm)
+    record = read_json(layout.models(arm) / "run.json")
+    sides = cohort.merge(folds[["participant_id", "side"]], on="participant_id", how="left")["side"]
+    page: dict[str, Figure] = {
+        "cohort volumes": figures.volume_histogram(cohort[sizes], sides=sides, label=SIZE_LABELS[sizes]),
+        "folds": figures.fold_dots(validation, metric),
+        "training": figures.training_curve(read_table(layout.models(arm) / "history.csv", arm)),
+        "scores": figures.score_dots(scores, metric),
+    }
+    for label, participant in ranked(scores, metric, n_overlays):
+        rows = scores[scores["participant_id"] == participant].set_index("method")
+        shown = {method: rows.loc[method, metric] for method in rows.index if method != "baseline_empty"}
+        page[f"overlay {label} {participant}"] = overlay(
+            participant,
+            {method: prediction(arm, participant, method) for method in shown},
+            f"{participant}: {label}",
+            {
+                method: f"{METRICS[metric].label} {value:.2f} {METRICS[metric].unit}".strip()
+                for method, value in shown.items()
+            },
+        )
+    curves = curve(study, level_name=level_name, seed=int(bootstrap["seed"]))
+    for axis in study["axis"].unique():
+        page[f"resolution {axis}"] = figures.score_curve(curves, metric, level_name=level_name, axis=axis)
+    path = layout.report(arm)
+    render_report(
+        path,
+        title=title,
+        arm=arm,
+        cohort=cohort,
+        folds=folds,
+        scores=scores,
+        figures=page,
+        lineage=record["lineage"] | {"run id": record["run_id"]},
+        summary=read_table(results / "evaluate" / "summary.csv", arm),
+        cross_validation=validation,
+        trials=read_table(results / "tune" / "trials.csv", arm),
+        chosen=record["params"],
+        resolution=study,
+        seed=int(bootstrap["seed"]),
+    )
+    with tracking.resume(record) as run:
+        run.log_artifact(path, "report")
+        for name, figure in page.items():
+            run.log_figure(figure, f"figures/{name.replace(' ', '_')}.png")
+
+
+SIZE_LABELS = {"lesion_volume_ml": "Lesion volume [mL]", "hypoperfused_ml": "Volume with Tmax > 6 s [mL]"}
+
+
+def ranked(scores: pd.DataFrame, metric: str, count: int) -> list[tuple[str, str]]:
+    """(label, participant) of the subjects to draw: best, median, worst by the model, then evenly between."""
+    better = METRICS[metric].better
+    model = scores[(scores["method"] == "model") & scores[metric].notna()]
+    worth = {"higher": -model[metric], "lower": model[metric], "zero": model[metric].abs()}[better]
+    order = model.assign(worth=worth).sort_values(["worth", "participant_id"])["participant_id"].tolist()
+    if not order:
+        return []
+    last = len(order) - 1
+    places = {0: "best", last // 2: "median", last: "worst"} if last > 1 else {0: "best", last: "worst"}
+    for place in np.linspace(0, last, count).round().astype(int):
+        places.setdefault(int(place), f"rank {place + 1} of {last + 1}")
+    return [(label, order[place]) for place, label in places.items()][:count]
+
+
+def prediction(arm: str, participant: str, method: str) -> np.ndarray:
+    """What evaluate kept for one participant and method, on the truth's grid."""
+    return load_volume(layout.results(arm) / "evaluate" / "predictions" / participant / f"{method}.nii.gz").data

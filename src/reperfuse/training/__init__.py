@@ -1,0 +1,1 @@
+"""Samples, losses, the training loop, the search over it, and prediction."""

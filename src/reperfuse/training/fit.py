@@ -1,0 +1,393 @@
+"""One training, from the first epoch or from where a killed one stopped."""
+
+import json
+import logging
+import os
+import signal
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning
+import numpy as np
+import torch
+from lightning.pytorch.utilities.warnings import PossibleUserWarning
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import nn
+from torch.utils.data import DataLoader
+
+from reperfuse.errors import InputError
+from reperfuse.training.losses import ACTIVATIONS
+from reperfuse.training.module import TrainingModule
+from reperfuse.training.predict import device_of, precision_of, predict_volume
+from reperfuse.training.samples import EpochSampler, PatchSamples, Subject
+
+Predict = Callable[[np.ndarray], np.ndarray]
+"""From an image (C, I, J, K) to the activated answer (I, J, K)."""
+
+Score = Callable[[Predict, Subject], dict[str, float]]
+"""From a way to predict and a validation subject to that subject's metrics."""
+
+LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
+
+
+@dataclass(frozen=True)
+class FitSettings:
+    """Everything that is chosen about a training beside the network and the subjects."""
+
+    epochs: int = 25
+    steps_per_epoch: int | None = None
+    """Optimiser steps per epoch; None for one pass over the subjects."""
+    batch_size: int = 1
+    patch_size: tuple[int, int, int] | None = None
+    """Voxels of a training patch; None for whole volumes."""
+    predict_patch_size: tuple[int, int, int] | None = None
+    """Sliding window for validation; None passes whole volumes."""
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.0
+    optimiser: str = "adam"
+    schedule: str = "constant"
+    loss: str = "dice_bce"
+    foreground_fraction: float = 0.0
+    augment: str = "none"
+    validate_every: int = 0
+    """Epochs between validations; 0 validates at the end only. The last epoch is always validated."""
+    keep_best: bool = False
+    """Return the weights of the best validated epoch, not the last. Scores so chosen are optimistic."""
+    accelerator: str = "auto"
+    precision: str = "auto"
+    seed: int = 0
+    num_workers: int = 0
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """A trained network, on the CPU and in evaluation mode, and how it came about."""
+
+    network: nn.Module
+    history: list[dict[str, float]]
+    """One row per epoch: epoch (from 1), loss, learning_rate, seconds and, where validated, val_<metric> means."""
+    scores: dict[str, dict[str, float]]
+    """Metrics per validation subject, by participant_id."""
+    seconds: float
+    """Wall clock of this call [s]."""
+    epochs: int
+    resumed_from: int | None
+    """Epochs that an earlier, interrupted call had done; None if it started anew."""
+    best_epoch: int | None = None
+    """Epoch of the returned weights where `keep_best` chose them."""
+
+
+def fit(
+    network: nn.Module,
+    train: Sequence[Subject],
+    validation: Sequence[Subject] = (),
+    *,
+    settings: FitSettings,
+    state_dir: Path,
+    score: Score | None = None,
+    monitor: str = "dice",
+    mode: str = "max",
+    on_epoch: Callable[[int, dict[str, float]], None] | None = None,
+    progress: bool = True,
+) -> FitResult:
+    """The network trained by `settings` on `train`, and its scores on `validation`.
+
+    After every epoch the whole state is kept in `state_dir`. A call that finds the state of the same
+    training there goes on behind its last whole epoch, with the samples the unbroken training would
+    have seen; on the CPU it ends with the same weights. Unreadable state is passed over with a
+    warning for the one before it, or for a new start. Seed PyTorch before building `network` if its
+    first weights matter.
+
+    Parameters
+    ----------
+    score
+        Metrics of one validation subject; without it nothing is validated.
+    monitor, mode
+        Metric, and "max" or "min", by which `keep_best` chooses.
+    on_epoch
+        Called with the epoch (from 1) and its row of the history; after a resume for new epochs only.
+    progress
+        Show a bar on a terminal, else a line for every tenth of the epochs, on standard error.
+
+    Raises
+    ------
+    InputError
+        If a setting is not known, there is no subject, or whole volumes of several shapes are to share a batch.
+    TrainingDiverged
+        If the loss stops being a number.
+    KeyboardInterrupt
+        On Ctrl-C; what the last whole epoch left stays for the next call.
+    """
+    started = time.monotonic()
+    state_dir = Path(state_dir)
+    state_dir.mkdir(parents=True, exist_ok=True)
+    device = device_of(settings.accelerator)
+    precision = precision_of(settings.precision, device)
+    _check_subjects([*train, *validation], settings)
+    steps = settings.steps_per_epoch or -(-len(train) // settings.batch_size)
+    samples = PatchSamples(
+        train,
+        n_samples=steps * settings.batch_size,
+        patch_size=settings.patch_size,
+        foreground_fraction=settings.foreground_fraction,
+        augment=settings.augment,
+        seed=settings.seed,
+    )
+    loader = DataLoader(
+        samples,
+        settings.batch_size,
+        sampler=EpochSampler(len(samples)),
+        num_workers=settings.num_workers,
+        persistent_workers=settings.num_workers > 0,
+        pin_memory=device.type == "cuda",
+    )
+    module = TrainingModule(
+        network,
+        loss=settings.loss,
+        learning_rate=settings.learning_rate,
+        weight_decay=settings.weight_decay,
+        optimiser=settings.optimiser,
+        schedule=settings.schedule,
+        total_steps=steps * settings.epochs,
+    )
+    predict = partial(
+        predict_volume,
+        network,
+        patch_size=settings.predict_patch_size,
+        activation=ACTIVATIONS[settings.loss],
+        device=device,
+        precision=precision,
+    )
+
+    def validate() -> dict[str, dict[str, float]]:
+        if score is None:
+            return {}
+        return {subject.participant_id: _plain(score(predict, subject)) for subject in validation}
+
+    if settings.keep_best and not (score and validation):
+        raise InputError("keep_best needs validation subjects and a score: set it to false or give them.")
+    record = _Record(settings, train, network, state_dir, validate, monitor, mode, on_epoch)
+    callbacks: list[lightning.Callback] = [record]
+    if progress:
+        callbacks.append(_Bar(settings.epochs, steps))
+    resume = _readable_state(state_dir, record.about)
+    with _quiet():
+        trainer = lightning.Trainer(
+            max_epochs=settings.epochs,
+            accelerator="gpu" if device.type == "cuda" else "cpu",
+            devices=1,
+            precision=precision,  # type: ignore[arg-type]
+            callbacks=callbacks,
+            default_root_dir=state_dir,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        _run(trainer, module, loader, resume)
+    if record.best is not None:
+        network.load_state_dict(record.best["weights"])
+    return FitResult(
+        network=network.cpu().eval(),
+        history=record.history,
+        scores=record.best["scores"] if record.best is not None else record.scores,
+        seconds=time.monotonic() - started,
+        epochs=len(record.history),
+        resumed_from=record.resumed_from,
+        best_epoch=record.best["epoch"] if record.best is not None else None,
+    )
+
+
+@dataclass(eq=False)
+class _Record(lightning.Callback):
+    """What happens around an epoch: seed, validation, history, checkpoint. Its state travels in the checkpoint."""
+
+    settings: FitSettings
+    train: Sequence[Subject]
+    network: nn.Module
+    state_dir: Path
+    validate: Callable[[], dict[str, dict[str, float]]]
+    monitor: str
+    mode: str
+    on_epoch: Callable[[int, dict[str, float]], None] | None
+    history: list[dict[str, float]] = field(default_factory=list)
+    scores: dict[str, dict[str, float]] = field(default_factory=dict)
+    best: dict[str, Any] | None = None
+    """Epoch, weights and scores of the best epoch, where `keep_best` asks for it."""
+    resumed_from: int | None = None
+    started: float = 0.0
+
+    @property
+    def about(self) -> str:
+        """What must be equal for a state to be resumed, as text."""
+        chosen = {key: value for key, value in asdict(self.settings).items() if key not in _MAY_CHANGE}
+        shapes = {key: list(value.shape) for key, value in self.network.state_dict().items()}
+        people = [subject.participant_id for subject in self.train]
+        return json.dumps({"settings": chosen, "network": shapes, "train": people}, sort_keys=True)
+
+    def on_train_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        # Dropout and its like draw from the global generator: the same in a resumed epoch as in an unbroken one.
+        torch.manual_seed(self.settings.seed * 1_000_003 + trainer.current_epoch)
+        self.started = time.monotonic()
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        epoch = trainer.current_epoch + 1
+        row = {
+            "epoch": epoch,
+            "loss": float(trainer.callback_metrics["loss"]),
+            "learning_rate": float(trainer.optimizers[0].param_groups[0]["lr"]),
+        }
+        every = self.settings.validate_every
+        self.scores = self.validate() if (every and epoch % every == 0) or epoch == self.settings.epochs else {}
+        if self.scores:
+            row |= {f"val_{name}": value for name, value in _means(self.scores).items()}
+        row["seconds"] = time.monotonic() - self.started
+        self.history.append(row)
+        if self.settings.keep_best and self.scores:
+            self._keep_if_best(epoch)
+        _save(trainer, self.state_dir)
+        if self.on_epoch is not None:
+            self.on_epoch(epoch, row)
+
+    def _keep_if_best(self, epoch: int) -> None:
+        key = f"val_{self.monitor}"
+        validated = [row for row in self.history if key in row]
+        if not validated:
+            raise InputError(f"keep_best watches {self.monitor!r}, which the score does not give: name one it gives.")
+        best = (max if self.mode == "max" else min)(validated, key=lambda row: row[key])
+        if best["epoch"] == epoch:
+            weights = {name: tensor.detach().cpu().clone() for name, tensor in self.network.state_dict().items()}
+            self.best = {"epoch": epoch, "weights": weights, "scores": self.scores}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"about": self.about, "history": self.history, "scores": self.scores, "best": self.best}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.history, self.scores, self.best = (state_dict[name] for name in ("history", "scores", "best"))
+        self.resumed_from = len(self.history)
+
+
+_MAY_CHANGE = ("accelerator", "precision", "num_workers", "predict_patch_size")
+"""Settings a training may go on under although they differ: they move rounding or time, not the experiment."""
+
+
+class _Bar(lightning.Callback):
+    """Epoch and loss as a bar on a terminal; elsewhere a line for every tenth of the epochs."""
+
+    def __init__(self, epochs: int, steps: int) -> None:
+        self.epochs, self.steps = epochs, steps
+        self.console = Console(stderr=True)
+        self.bar: Progress | None = None
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        if not self.console.is_terminal:
+            return
+        columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()]
+        self.bar = Progress(*columns, TimeRemainingColumn(), console=self.console)
+        self.bar.start()
+        self.task = self.bar.add_task("training", total=self.epochs * self.steps, completed=trainer.global_step)
+
+    def on_train_batch_end(self, trainer: lightning.Trainer, *_: Any) -> None:
+        if self.bar:
+            self.bar.advance(self.task)
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        epoch = trainer.current_epoch + 1
+        text = f"epoch {epoch}/{self.epochs}  loss {float(trainer.callback_metrics['loss']):.4f}"
+        if self.bar:
+            self.bar.update(self.task, description=text)
+        elif epoch == self.epochs or epoch % max(1, self.epochs // 10) == 0:
+            self.console.print(text, highlight=False)
+
+    def _stop(self, *_: Any) -> None:
+        if self.bar:
+            self.bar.stop()
+
+    on_train_end = on_exception = _stop  # type: ignore[assignment]
+
+
+def _check_subjects(subjects: Sequence[Subject], settings: FitSettings) -> None:
+    """Open every subject's headers, so that a missing file is found before the first epoch."""
+    shapes = {subject.load()[0].shape for subject in subjects}
+    if settings.patch_size is None and settings.batch_size > 1 and len(shapes) > 1:
+        raise InputError(
+            f"Whole volumes of {len(shapes)} shapes cannot share a batch: set patch_size, or batch_size 1."
+        )
+
+
+def _plain(metrics: dict[str, float]) -> dict[str, float]:
+    # NumPy's scalars would make a checkpoint that only unpickling could read; undefined is nan here.
+    return {name: float("nan") if value is None else float(value) for name, value in metrics.items()}
+
+
+def _means(scores: dict[str, dict[str, float]]) -> dict[str, float]:
+    """Mean of each metric over the subjects that have it."""
+    names = sorted({name for metrics in scores.values() for name in metrics})
+    have = {name: [m[name] for m in scores.values() if np.isfinite(m.get(name, np.nan))] for name in names}
+    return {name: float(np.mean(values)) for name, values in have.items() if values}
+
+
+def _save(trainer: lightning.Trainer, state_dir: Path) -> None:
+    """Checkpoint under its final name only once it is whole; the one before it stays as a second chance."""
+    partial_file = state_dir / f"{LAST}.partial"
+    trainer.save_checkpoint(partial_file)
+    with open(partial_file, "rb") as file:
+        os.fsync(file.fileno())
+    if (state_dir / LAST).exists():
+        os.replace(state_dir / LAST, state_dir / PREVIOUS)
+    os.replace(partial_file, state_dir / LAST)
+
+
+def _readable_state(state_dir: Path, about: str) -> Path | None:
+    """The newest checkpoint that can be read and belongs to this training."""
+    for path in (state_dir / LAST, state_dir / PREVIOUS):
+        if not path.exists():
+            continue
+        try:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+            states = content["callbacks"].values()
+        except Exception as error:  # a damaged file may fail in any of torch's readers
+            warnings.warn(f"{path} cannot be read ({type(error).__name__}) and is passed over.", stacklevel=3)
+            continue
+        if any(isinstance(state, dict) and state.get("about") == about for state in states):
+            return path
+        warnings.warn(f"{path} belongs to a training with other settings and is passed over.", stacklevel=3)
+    return None
+
+
+def _run(trainer: lightning.Trainer, module: TrainingModule, loader: DataLoader, resume: Path | None) -> None:
+    """`trainer.fit`, with Ctrl-C and SIGTERM let through: Lightning exits with 1 on the one and with 0 on the other."""
+    on_interrupt = signal.getsignal(signal.SIGINT)
+    try:
+        trainer.fit(module, loader, ckpt_path=resume, weights_only=True)
+    except SystemExit as error:
+        if trainer.received_sigterm:
+            raise SystemExit(128 + signal.SIGTERM) from error
+        if isinstance(error.__context__, KeyboardInterrupt):
+            signal.signal(signal.SIGINT, on_interrupt)  # Lightning left it ignored
+            raise KeyboardInterrupt from None
+        raise
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Lightning's hints about workers, devices and hosted services kept from the terminal."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=PossibleUserWarning)
+        warnings.filterwarnings("ignore", module="lightning")
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)

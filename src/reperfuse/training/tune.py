@@ -1,0 +1,484 @@
+"""The one door to Optuna: a cross-validated search that resumes, prunes, and shares its work among processes."""
+
+import hashlib
+import itertools
+import json
+import math
+import os
+import re
+import shutil
+import time
+import uuid
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pandas as pd
+from filelock import FileLock, Timeout
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.storages.journal import JournalFileBackend, JournalStorage
+from optuna.trial import FrozenTrial, TrialState
+
+from reperfuse.errors import InputError
+from reperfuse.files import read_json, write_json
+from reperfuse.training.module import TrainingDiverged
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+Overrides = dict[str, Any]
+
+SUBJECTS_PER_FOLD = 100_000
+"""Step ids of a fold start at a multiple of this, so that a subject has one id in all trials."""
+
+MAX_DEATHS = 3
+"""A trial whose process died this often (out of memory, say) is given up as failed."""
+
+WAIT_S = 0.5
+"""How often a worker without work looks whether another one died and left some."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One point of the search space and what became of it."""
+
+    number: int
+    overrides: Overrides
+    state: str = "running"
+    """running, complete, pruned (a worse trial, not all folds done) or failed (diverged, undefined, or died thrice)."""
+    value: float | None = None
+    """Mean over the subjects of all folds done."""
+    fold_scores: list[list[float]] = field(default_factory=list)
+    reason: str = ""
+    """Why it failed."""
+    continues: int | None = None
+    """Number of the trial of a killed process that this one carries on."""
+    seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class StudySummary:
+    """What a search found."""
+
+    best_overrides: Overrides
+    best_value: float
+    best_number: int
+    best_fold_scores: list[list[float]]
+    """Scores per fold of the best trial, in the order the objective gave them."""
+    trials: pd.DataFrame
+    """One row per trial: number, state, value, each searched name, fold_<k> means, continues, reason, seconds."""
+
+
+def tune(
+    objective_for_fold: Callable[[Overrides, int, Path], Sequence[float]],
+    *,
+    space: Mapping[str, Mapping[str, Any]],
+    n_trials: int | None,
+    n_folds: int,
+    state_dir: Path,
+    sampler: str = "tpe",
+    direction: str = "maximize",
+    seed: int = 0,
+    prune: bool = True,
+    first: Sequence[Overrides] = (),
+    join: bool = False,
+    on_start: Callable[[Trial], None] | None = None,
+    on_fold: Callable[[Trial, int, list[float], bool], None] | None = None,
+    on_trial: Callable[[Trial], None] | None = None,
+) -> StudySummary:
+    """The best point of `space` by the mean score over the subjects of all folds, and the table of all trials.
+
+    Every process that calls this with the same `state_dir` works on the same study until it holds `n_trials`.
+    A trial whose process died is carried on by whoever notices, with its own parameters and the folds it had
+    finished. All processes wait for the last trial and return the same. What the sampler proposes depends on the
+    seed and the trials there are, not on interruptions.
+
+    Parameters
+    ----------
+    objective_for_fold
+        (overrides, fold, state_dir) → score per validation subject, always in the same order. Undefined scores
+        (nan) are left out. `state_dir` is the fold's own: what is left there is found again after a kill, and
+        removed when the fold is done.
+    space
+        Name → `{low, high}` with optional `log`, `step`, or `{choices: [...]}`; whole bounds search whole numbers.
+    n_trials
+        Trials in all, over all processes and calls; None takes the whole grid.
+    sampler
+        "tpe", "random", or "grid" (choices only; every combination once, in order).
+    prune
+        Stop a trial after a fold where a Wilcoxon signed-rank test over the subjects shared with the best trial
+        says that it is worse (p < 0.1). Its value is the mean so far.
+    first
+        Points to try before the sampler is asked, e.g. the defaults.
+    join
+        Help a study that another process has begun, and refuse to begin one. (Without it the call does either.)
+    on_start, on_fold, on_trial
+        Called with the trial when it starts, after each fold with (trial, fold, scores, reused), and at its end.
+
+    Raises
+    ------
+    InputError
+        If the space is at fault (the sentence names the key), if the state belongs to another search, or if no
+        trial succeeded.
+
+    References
+    ----------
+    Akiba T et al. Optuna. KDD 2019:2623–2631. Watanabe S. arXiv:2304.11127 (TPE).
+    """
+    distributions, labels = _distributions(space, sampler)
+    points = [_encoded(point, labels, distributions) for point in first]
+    if sampler == "grid":
+        grid = [dict(zip(labels, row, strict=True)) for row in itertools.product(*labels.values())]
+        points += [point for point in grid if point not in points]
+        n_trials = min(n_trials or len(grid), len(grid))
+    if n_trials is None or n_trials < 1:
+        raise InputError("tune.n_trials must be at least 1: give the number of trials.")
+    if direction not in ("maximize", "minimize"):
+        raise InputError(f"tune.direction {direction!r} is not known: choose maximize or minimize.")
+    state_dir = Path(state_dir)
+    if join and not (state_dir / "optuna.journal").exists():
+        raise InputError(f"{state_dir} holds no search to join: start the tune stage first.")
+    (state_dir / "trials").mkdir(parents=True, exist_ok=True)
+    about = {"space": {name: dict(spec) for name, spec in space.items()}, "n_folds": n_folds, "direction": direction}
+    doorkeeper = FileLock(state_dir / "tune.lock")
+    with doorkeeper:
+        study = _open_study(state_dir, direction, about)
+    with _alive(state_dir) as worker:
+        while True:
+            with doorkeeper:
+                _revive(study, state_dir)
+                _enqueue_missing(study, points, n_trials)
+                trial = _next_trial(study, distributions, sampler, seed, n_trials, worker)
+            if trial is None:
+                if not study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+                    break
+                time.sleep(WAIT_S)
+                continue
+            started = time.monotonic()
+            now = _record(study.trials[trial.number], labels)
+            if on_start:
+                on_start(now)
+            done = _run_trial(trial, now, objective_for_fold, n_folds, state_dir, prune, on_fold)
+            done = replace(done, seconds=time.monotonic() - started)
+            with doorkeeper:
+                _tell(study, trial, done)
+            if on_trial:
+                on_trial(done)
+    return _summary(study, labels, direction, state_dir, n_folds)
+
+
+def _run_trial(
+    trial: optuna.Trial,
+    now: Trial,
+    objective_for_fold: Callable[[Overrides, int, Path], Sequence[float]],
+    n_folds: int,
+    state_dir: Path,
+    prune: bool,
+    on_fold: Callable[[Trial, int, list[float], bool], None] | None,
+) -> Trial:
+    """The trial after its folds: complete, pruned or failed. Other exceptions leave it running, to be carried on."""
+    folder = state_dir / "trials" / _key(trial.params, n_folds)
+    for fold in range(n_folds):
+        try:
+            scores, reused = _fold_scores(folder, fold, partial(objective_for_fold, now.overrides))
+        except TrainingDiverged as error:
+            return replace(now, state="failed", reason=str(error))
+        now = replace(now, fold_scores=[*now.fold_scores, scores])
+        defined = {fold * SUBJECTS_PER_FOLD + i: score for i, score in enumerate(scores) if math.isfinite(score)}
+        for step, score in defined.items():
+            trial.report(score, step)
+        if on_fold:
+            on_fold(now, fold, scores, reused)
+        if prune and fold + 1 < n_folds and trial.should_prune():
+            return replace(now, state="pruned", value=_mean(now.fold_scores))
+    value = _mean(now.fold_scores)
+    if value is None:
+        return replace(now, state="failed", reason="No subject had a defined score.")
+    return replace(now, state="complete", value=value)
+
+
+def _fold_scores(
+    folder: Path, fold: int, objective: Callable[[int, Path], Sequence[float]]
+) -> tuple[list[float], bool]:
+    """Scores of a fold, and whether they were there already. Two workers at the same point take turns."""
+    folder.mkdir(parents=True, exist_ok=True)
+    kept, room = folder / f"fold-{fold}.json", folder / f"fold-{fold}"
+    with FileLock(folder / "trial.lock"):
+        if reused := kept.exists():
+            scores = _kept_scores(kept)
+        else:
+            room.mkdir(exist_ok=True)
+            scores = [float(score) for score in objective(fold, room)]
+            write_json(kept, [score if math.isfinite(score) else None for score in scores])
+        shutil.rmtree(room, ignore_errors=True)
+    return scores, reused
+
+
+def _next_trial(
+    study: optuna.Study,
+    distributions: dict[str, BaseDistribution],
+    sampler: str,
+    seed: int,
+    n_trials: int,
+    worker: str,
+) -> optuna.Trial | None:
+    """A trial for this worker: one that waits, else a new one while the study has room."""
+    trials = study.get_trials(deepcopy=False)
+    counted = [trial for trial in trials if "died" not in trial.user_attrs]
+    if len(counted) >= n_trials and not any(trial.state == TrialState.WAITING for trial in counted):
+        return None
+    # A sampler made anew per trial, seeded by its place: a resumed study does not repeat its first draws.
+    place = seed * 1_000_003 + len(counted)
+    study.sampler = (
+        optuna.samplers.TPESampler(seed=place, constant_liar=True)
+        if sampler == "tpe"
+        else optuna.samplers.RandomSampler(seed=place)
+    )
+    trial = study.ask(distributions)
+    trial.set_user_attr("worker", worker)
+    return trial
+
+
+def _enqueue_missing(study: optuna.Study, points: Sequence[Overrides], n_trials: int) -> None:
+    """Put given points that nobody has taken yet in the queue, as far as `n_trials` allows."""
+    trials = study.get_trials(deepcopy=False)
+    taken = [trial.system_attrs.get("fixed_params", trial.params) for trial in trials]
+    counted = sum("died" not in trial.user_attrs for trial in trials)
+    missing = [point for point in points if point not in taken]
+    for point in missing[: max(0, n_trials - counted)]:
+        study.enqueue_trial(point)
+
+
+def _revive(study: optuna.Study, state_dir: Path) -> None:
+    """Queue again what dead processes left running. Called by one worker at a time."""
+    trials, storage = study.get_trials(deepcopy=False), study._storage
+    continued = {trial.user_attrs.get("continues") for trial in trials}
+    for trial in trials:
+        # Running without a worker: its process died between the asking and the naming, which share one lock.
+        worker = trial.user_attrs.get("worker")
+        if trial.state != TrialState.RUNNING or (worker is not None and _is_alive(state_dir, worker)):
+            continue
+        deaths = trial.user_attrs.get("deaths", 0) + 1
+        params = trial.system_attrs.get("fixed_params", trial.params)
+        # Queued before it is buried: this process may die in between as well.
+        if deaths < MAX_DEATHS and params and trial.number not in continued:
+            study.enqueue_trial(params, user_attrs={"deaths": deaths, "continues": trial.number})
+        if deaths < MAX_DEATHS:
+            storage.set_trial_user_attr(trial._trial_id, "died", True)  # counts no more: its successor does
+        storage.set_trial_user_attr(trial._trial_id, "reason", f"Its process died (time {deaths}).")
+        study.tell(trial.number, state=TrialState.FAIL)
+
+
+def _tell(study: optuna.Study, trial: optuna.Trial, done: Trial) -> None:
+    trial.set_user_attr("seconds", done.seconds)
+    trial.set_user_attr("fold_means", [_mean([scores]) for scores in done.fold_scores])
+    trial.set_user_attr("reason", done.reason)
+    if done.value is None:
+        study.tell(trial, state=TrialState.FAIL)
+        return
+    # Complete also when pruned, as Optuna advises with Wilcoxon: the sampler then learns from the mean of the
+    # folds done, where a pruned trial would lend it the score of one last subject.
+    trial.set_user_attr("pruned", done.state == "pruned")
+    study.tell(trial, done.value)
+
+
+def _record(trial: FrozenTrial, labels: Mapping[str, Mapping[Any, Any]]) -> Trial:
+    """A trial of the journal in our words."""
+    params = trial.system_attrs.get("fixed_params", {}) | trial.params
+    state = {TrialState.COMPLETE: "complete", TrialState.FAIL: "failed"}.get(trial.state, "running")
+    return Trial(
+        number=trial.number,
+        overrides={name: labels[name][value] if name in labels else value for name, value in params.items()},
+        state="pruned" if trial.user_attrs.get("pruned") else state,
+        value=trial.value,
+        reason=trial.user_attrs.get("reason", ""),
+        continues=trial.user_attrs.get("continues"),
+        seconds=trial.user_attrs.get("seconds"),
+    )
+
+
+def _summary(
+    study: optuna.Study, labels: Mapping[str, Mapping[Any, Any]], direction: str, state_dir: Path, n_folds: int
+) -> StudySummary:
+    rows: list[dict[str, Any]] = []
+    complete: list[tuple[float, Trial]] = []
+    for frozen in study.get_trials(deepcopy=False):
+        if "died" in frozen.user_attrs:
+            continue  # its successor carries its parameters
+        trial = _record(frozen, labels)
+        means = {f"fold_{k}": mean for k, mean in enumerate(frozen.user_attrs.get("fold_means", []))}
+        row = {"number": trial.number, "state": trial.state, "value": trial.value, **trial.overrides, **means}
+        rows.append(row | {"continues": trial.continues, "reason": trial.reason, "seconds": trial.seconds})
+        if trial.state == "complete" and trial.value is not None:
+            complete.append((trial.value, trial))
+    if not complete:
+        reasons = sorted({row["reason"] for row in rows if row["reason"]})
+        raise InputError(f"No trial of the search in {state_dir} succeeded: {' '.join(reasons)}")
+    value, best = (max if direction == "maximize" else min)(complete, key=lambda pair: pair[0])
+    folder = state_dir / "trials" / _key(study.trials[best.number].params, n_folds)
+    fold_scores = [_kept_scores(folder / f"fold-{fold}.json") for fold in range(n_folds)]
+    return StudySummary(best.overrides, value, best.number, fold_scores, pd.DataFrame(rows))
+
+
+def _kept_scores(path: Path) -> list[float]:
+    return [math.nan if score is None else score for score in read_json(path)]
+
+
+def _distributions(
+    space: Mapping[str, Mapping[str, Any]], sampler: str
+) -> tuple[dict[str, BaseDistribution], dict[str, dict[Any, Any]]]:
+    """Optuna's view of the space, and per name with choices its label in the journal → the value meant."""
+    if sampler not in ("tpe", "random", "grid"):
+        raise InputError(f"tune.sampler {sampler!r} is not known: choose tpe, random or grid.")
+    if not space:
+        raise InputError("tune.space is empty: name at least one parameter to search.")
+    distributions: dict[str, BaseDistribution] = {}
+    labels: dict[str, dict[Any, Any]] = {}
+    for name, spec in space.items():
+        where = f"tune.space.{name}"
+        keys = set(spec) if isinstance(spec, Mapping) else set()
+        if keys == {"choices"}:
+            if not isinstance(spec["choices"], Sequence) or isinstance(spec["choices"], str) or not spec["choices"]:
+                raise InputError(f"{where}: choices must be a list of at least one value.")
+            labels[name] = {_label(value): value for value in map(_number, spec["choices"])}
+            distributions[name] = CategoricalDistribution(list(labels[name]))
+        elif sampler == "grid":
+            raise InputError(f"{where}: the grid sampler takes choices only; write {{choices: [..]}}.")
+        elif {"low", "high"} <= keys <= {"low", "high", "log", "step"}:
+            distributions[name] = _range(where, **spec)
+        else:
+            raise InputError(
+                f"{where}: write {{low: .., high: ..}} with optional log or step, or {{choices: [..]}}, not {spec!r}."
+            )
+    return distributions, labels
+
+
+def _range(where: str, low: Any, high: Any, log: Any = False, step: Any = None) -> BaseDistribution:
+    low, high, step = _number(low), _number(high), _number(step)
+    numbers = [low, high] if step is None else [low, high, step]
+    for number in numbers:
+        if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(number):
+            raise InputError(f"{where}: {number!r} is not a number.")
+    if not isinstance(log, bool):
+        raise InputError(f"{where}: log must be true or false, not {log!r}.")
+    whole = all(isinstance(number, int) for number in numbers)
+    try:
+        if whole:
+            return IntDistribution(low, high, log=log, step=1 if step is None else step)
+        return FloatDistribution(low, high, log=log, step=step)
+    except ValueError as error:
+        raise InputError(f"{where}: {error}") from error
+
+
+def _number(value: Any) -> Any:
+    # YAML 1.1, as PyYAML reads it, takes 1e-4 (no point) for text.
+    is_number = isinstance(value, str) and re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", value)
+    return float(value) if is_number else value
+
+
+def _label(value: Any) -> Any:
+    # The journal keeps plain values; lists and the like go in as their JSON text.
+    return value if value is None or isinstance(value, bool | int | float | str) else json.dumps(value)
+
+
+def _encoded(
+    point: Overrides, labels: Mapping[str, Mapping[Any, Any]], distributions: Mapping[str, BaseDistribution]
+) -> Overrides:
+    encoded = {name: _label(_number(value)) if name in labels else _number(value) for name, value in point.items()}
+    for name, distribution in distributions.items():
+        if name not in encoded or not distribution._contains(distribution.to_internal_repr(encoded[name])):
+            raise InputError(f"tune.space.{name} does not hold the starting value {point.get(name)!r}: widen it.")
+    return {name: encoded[name] for name in distributions}
+
+
+def _key(params: Mapping[str, Any], n_folds: int) -> str:
+    """Twelve hexadecimal digits that stand for a point."""
+    text = json.dumps([dict(params), n_folds], sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
+
+
+def _mean(fold_scores: Sequence[Sequence[float]]) -> float | None:
+    defined = [score for scores in fold_scores for score in scores if math.isfinite(score)]
+    return sum(defined) / len(defined) if defined else None
+
+
+class _JournalLock:
+    """The operating system's lock, gone with its process; Optuna's own stays for 30 s after a kill."""
+
+    def __init__(self, path: Path) -> None:
+        self._lock = FileLock(path)
+
+    def acquire(self) -> bool:
+        self._lock.acquire()
+        return True
+
+    def release(self) -> None:
+        self._lock.release()
+
+
+def _open_study(state_dir: Path, direction: str, about: dict[str, Any]) -> optuna.Study:
+    """The study of this folder, made if there is none. Called by one process at a time."""
+    journal = state_dir / "optuna.journal"
+    lock = _JournalLock(state_dir / "journal.lock")
+    lock.acquire()
+    try:
+        _mend_journal(journal)
+    finally:
+        lock.release()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        storage = JournalStorage(JournalFileBackend(str(journal), lock_obj=lock))  # type: ignore[arg-type]
+        study = optuna.create_study(
+            storage=storage,
+            study_name="tune",
+            direction=direction,  # type: ignore[arg-type]
+            load_if_exists=True,
+            pruner=optuna.pruners.WilcoxonPruner(p_threshold=0.1),
+        )
+    known = study.user_attrs.get("about")
+    if known is None:
+        study.set_user_attr("about", about)
+    elif known != json.loads(json.dumps(about)):
+        raise InputError(
+            f"{state_dir} holds a search over another space, folds or direction: remove it or name another."
+        )
+    return study
+
+
+def _mend_journal(journal: Path) -> None:
+    """Cut a line that a kill left half-written, before the next one is glued to it."""
+    if not journal.exists():
+        return
+    content = journal.read_bytes()
+    if content and not content.endswith(b"\n"):
+        os.truncate(journal, content.rfind(b"\n") + 1)
+
+
+@contextmanager
+def _alive(state_dir: Path) -> Iterator[str]:
+    """A name for this worker, and a lock that the operating system holds for as long as the process lives."""
+    worker = uuid.uuid4().hex[:12]
+    path = state_dir / "workers" / f"{worker}.lock"
+    path.parent.mkdir(exist_ok=True)
+    with FileLock(path):
+        try:
+            yield worker
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def _is_alive(state_dir: Path, worker: str) -> bool:
+    path = state_dir / "workers" / f"{worker}.lock"
+    if not path.exists():
+        return False
+    try:
+        with FileLock(path, timeout=0):
+            pass
+    except Timeout:
+        return True
+    path.unlink(missing_ok=True)
+    return False

@@ -1,0 +1,164 @@
+"""Pictures show the right side, the right slice and the right numbers, and leave pyplot alone."""
+
+import io
+import sys
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from PIL import Image
+
+from reperfuse.evaluation import figures as draw
+from reperfuse.evaluation.resolution import curve, study_table
+
+SHAPE, SPACING = (20, 24, 10), (2.0, 2.0, 3.0)
+
+
+@pytest.fixture
+def lesion() -> np.ndarray:
+    """A lesion on the patient's right (high first index), in front (high second index), on slice 7."""
+    mask = np.zeros(SHAPE, bool)
+    mask[14:18, 16:21, 6] = True
+    return mask
+
+
+def pixels(figure: Figure) -> np.ndarray:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=100)
+    return np.asarray(Image.open(buffer).convert("RGB"), dtype=float) / 255
+
+
+def where(picture: np.ndarray, colour: str | tuple[float, ...]) -> tuple[float, float]:
+    """Mean row and column, as fractions, of the pixels of one colour."""
+    rows, columns = np.nonzero(np.abs(picture - to_rgb(colour)).max(axis=-1) < 0.08)
+    return rows.mean() / picture.shape[0], columns.mean() / picture.shape[1]
+
+
+def panel(figure: Figure, number: int) -> np.ndarray:
+    picture = pixels(figure)
+    place = figure.axes[number].get_position()
+    height, width = picture.shape[:2]
+    rows = slice(round((1 - place.y1) * height), round((1 - place.y0) * height))
+    return picture[rows, round(place.x0 * width) : round(place.x1 * width)]
+
+
+def test_the_patients_right_is_on_the_left_and_the_front_is_up_in_image_and_outline_alike(lesion):
+    image = np.where(lesion, 100.0, 1.0)
+    figure = draw.lesion_overlay(image, lesion, {"model": lesion & False}, SPACING)
+    bright = where(panel(figure, 0), "white")
+    outline = where(panel(figure, 1), draw.TRUTH_COLOUR)
+    expected = (1 - 18.5 / 24, 1 - 16 / 20)
+    assert bright == pytest.approx(expected, abs=0.06) and outline == pytest.approx(expected, abs=0.06)
+
+
+def test_tmax_maps_are_drawn_on_the_same_side_as_lesions(lesion):
+    brain = np.ones(SHAPE, bool)
+    figure = draw.tmax_panels(np.where(lesion, 12.0, 0.0), {"model": np.zeros(SHAPE)}, brain, SPACING)
+    late = where(panel(figure, 0), matplotlib.colormaps["viridis"](1.0)[:3])
+    assert late == pytest.approx((1 - 18.5 / 24, 1 - 16 / 20), abs=0.06)
+
+
+def test_the_slice_with_most_lesion_is_shown_and_named(lesion):
+    lesion[0:2, 0:2, 3] = True
+    label = draw.lesion_overlay(lesion * 1.0, lesion, {"model": lesion}, SPACING).get_label()
+    assert "slice 7 of 10" in label
+
+
+def test_without_a_lesion_the_slice_with_most_prediction_is_shown(lesion):
+    nothing = lesion & False
+    assert "slice 7 of 10" in draw.lesion_overlay(lesion * 1.0, nothing, {"model": lesion}, SPACING).get_label()
+    assert "slice 6 of 10" in draw.lesion_overlay(lesion * 1.0, nothing, {"model": nothing}, SPACING).get_label()
+
+
+def test_a_lesion_of_one_voxel_is_outlined_by_its_four_edges():
+    mask = np.zeros(SHAPE, bool)
+    mask[3, 4, 5] = True
+    figure = draw.lesion_overlay(mask * 1.0, mask, {"model": mask & False}, SPACING)
+    segments = np.array(figure.axes[1].collections[0].get_segments())
+    assert len(segments) == 4
+    assert segments.reshape(-1, 2).min(axis=0).tolist() == [6, 8] and segments.reshape(-1, 2).max(axis=0).tolist() == [
+        8,
+        10,
+    ]
+
+
+def test_all_tmax_maps_share_one_scale_in_seconds():
+    rng = np.random.default_rng(0)
+    reference, model, svd = rng.uniform(0, 15, (3, *SHAPE))
+    figure = draw.tmax_panels(reference, {"model": model, "baseline_ssvd": svd}, np.ones(SHAPE), SPACING)
+    limits = [axes.images[0].get_clim() for axes in figure.axes[:6] if axes.images]
+    assert limits == [(0, 12)] * 3 + [(-6, 6)] * 2
+    assert "Tmax [s]" in {axes.get_ylabel() for axes in figure.axes}
+
+
+@pytest.fixture
+def scores() -> pd.DataFrame:
+    rows = [
+        {"participant_id": f"sub-{n}", "method": method, "dice": level + 0.1 * n}
+        for method, level in (("model", 0.5), ("baseline_empty", 0.0))
+        for n in range(4)
+    ]
+    return pd.DataFrame(rows)
+
+
+def test_curves_name_their_axes_with_units_and_every_method():
+    rows = [
+        {"participant_id": f"sub-{n}", "method": method, "axis": "k", "thickness_mm": level, "dice": 0.8 - level / 20}
+        for n in range(3)
+        for method in ("model", "baseline_threshold")
+        for level in (2.0, 5.0, 10.0)
+    ]
+    figure = draw.score_curve(curve(study_table(rows)), "dice")
+    axes = figure.axes[0]
+    assert axes.get_xlabel() == "Slice thickness [mm]" and axes.get_ylabel() == "Mean Dice"
+    assert {text.get_text() for text in axes.texts} == {"Model", "Intensity threshold"}
+    assert axes.get_ylim() == (-0.02, 1.02)
+    assert "0.70 at 2, 0.55 at 5, 0.30 at 10" in figure.get_label()
+
+
+def test_lines_that_end_together_keep_their_names_apart():
+    rows = [
+        {"participant_id": "sub-1", "method": method, "axis": "k", "thickness_mm": level, "dice": 0.5}
+        for method in ("model", "baseline_empty", "baseline_threshold")
+        for level in (2.0, 10.0)
+    ]
+    heights = sorted(text.xy[1] for text in draw.score_curve(curve(study_table(rows)), "dice").axes[0].texts)
+    assert np.diff(heights).min() > 0
+
+
+def test_one_method_looks_the_same_in_every_figure(scores):
+    styles = draw._method_styles(scores["method"])
+    assert styles == draw._method_styles(scores["method"][::-1]) and styles["model"] == (draw.BLUE, "-")
+
+
+def test_every_subject_and_fold_is_a_dot(scores):
+    drawn = draw.score_dots(scores, "dice").axes[0].collections
+    assert [len(dots.get_offsets()) for dots in drawn] == [4, 4]
+    folds = draw.fold_dots(pd.DataFrame({"fold": [0, 0, 1], "dice": [0.4, 0.6, 0.7]}), "dice")
+    assert "fold 0 0.500, fold 1 0.700; mean 0.600" in folds.get_label()
+
+
+def test_a_training_curve_reads_rows_that_loggers_leave_half_empty():
+    history = pd.DataFrame({"epoch": [0, 0, 1], "train_loss": [1.0, None, 0.5], "val_dice": [None, 0.2, 0.4]})
+    figure = draw.training_curve(history)
+    assert [axes.get_ylabel() for axes in figure.axes] == ["Loss", "Validation score"]
+    assert "train_loss ends at 0.5; val_dice ends at 0.4" in figure.get_label()
+
+
+def test_subjects_without_a_lesion_are_counted_and_not_drawn():
+    figure = draw.volume_histogram([0.0, 1.0, 10.0], sides=["train", "train", "holdout"])
+    assert "1 of 3 subjects have none" in figure.axes[0].get_title(loc="left")
+    assert sum(patch.get_height() for patch in figure.axes[0].patches) >= 2
+    draw.volume_histogram([0.0, 0.0])
+
+
+def test_drawing_leaves_pyplot_and_its_settings_alone(scores):
+    matplotlib.get_backend()  # decides it once, whoever asks first
+    before = dict(matplotlib.rcParams)
+    figure = draw.score_dots(scores, "dice")
+    assert dict(matplotlib.rcParams) == before
+    pyplot = sys.modules.get("matplotlib.pyplot")
+    assert pyplot is None or not any(pyplot.figure(number) is figure for number in pyplot.get_fignums())

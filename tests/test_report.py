@@ -1,0 +1,247 @@
+"""The page is whole, honest about its numbers, and needs nothing but itself."""
+
+import re
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+
+from reperfuse.evaluation import figures as draw
+from reperfuse.evaluation.metrics import lesion_scores, tmax_scores
+from reperfuse.evaluation.report import RESEARCH_USE, image_uri, render_report
+from reperfuse.evaluation.resolution import curve, resolution_study
+from reperfuse.evaluation.summary import ranked_subjects
+
+SPACING = {"lesion": (3.0, 3.0, 3.0), "perfusion": (4.0, 4.0, 6.0)}
+METHODS = {
+    "lesion": ("model", "baseline_threshold", "baseline_empty"),
+    "perfusion": ("model", "baseline_ssvd", "baseline_mean"),
+}
+
+
+def ball(shape: tuple[int, ...], centre: np.ndarray, radius: float) -> np.ndarray:
+    grid = np.indices(shape)
+    return sum((grid[axis] - centre[axis]) ** 2 for axis in range(3)) < radius**2
+
+
+class Subject:
+    """A round brain with a round lesion, and predictions that are wrong by a known amount."""
+
+    def __init__(self, arm: str, number: int) -> None:
+        shape = (48, 56, 40) if arm == "lesion" else (48, 48, 12)
+        rng = np.random.default_rng(number)
+        grid, middle = np.indices(shape), np.array(shape)[:, None, None, None] / 2
+        self.arm, self.rng = arm, rng
+        self.brain = (((grid - middle) / (middle * 0.85)) ** 2).sum(axis=0) < 1
+        centre = np.array(shape) * rng.uniform(0.4, 0.6, 3)
+        self.radius = rng.uniform(3, 7)
+        self.centre = centre
+        self.truth = ball(shape, centre, self.radius) & self.brain
+        tissue = 90 + 25 * np.sin(grid[0] / 4) * np.cos(grid[1] / 5) + rng.normal(0, 6, shape)
+        self.image = np.where(self.brain, np.where(self.truth, 55.0, tissue), 0.0)
+        self.late = np.where(self.brain, 2.0 + 8 * self.truth + rng.normal(0, 0.4, shape), 0.0)
+
+    def predict(self, method: str, level: float = 0.0) -> np.ndarray:
+        drift = 0.6 + 0.25 * level
+        moved = ball(self.truth.shape, self.centre + drift, self.radius * (1 - 0.04 * level)) & self.brain
+        noise = self.rng.normal(0, 1, self.truth.shape)
+        if self.arm == "lesion":
+            return {"model": moved, "baseline_threshold": self.image * self.brain + 8 * noise < 62,
+                    "baseline_empty": np.zeros_like(moved)}[method] & self.brain  # fmt: skip
+        return {"model": 2 + 8 * moved + 0.5 * noise, "baseline_ssvd": self.late * 1.2 + 1.5 * noise,
+                "baseline_mean": np.full(self.truth.shape, 3.0)}[method]  # fmt: skip
+
+    def score(self, prediction: np.ndarray) -> dict[str, float | None]:
+        if self.arm == "lesion":
+            return lesion_scores(prediction, self.truth, SPACING[self.arm])
+        return tmax_scores(prediction, self.late, self.brain, SPACING[self.arm])
+
+
+def fake_study(arm: str, n: int = 8) -> dict[str, Any]:
+    """Everything `render_report` takes, as a stage would gather it."""
+    methods = METHODS[arm]
+    subjects = {f"sub-{number:03d}": Subject(arm, number) for number in range(n)}
+    held = {name: subject for name, subject in subjects.items() if int(name[-1]) % 2 == 0}
+    scores = pd.DataFrame(
+        [{"participant_id": name, "method": method} | subject.score(subject.predict(method))
+         for name, subject in held.items() for method in methods]
+    )  # fmt: skip
+    cohort = pd.DataFrame(
+        [{"participant_id": name, "centre": f"R{int(name[-1]) % 3:03d}",
+          "lesion_volume_ml": float(subject.truth.sum() * np.prod(SPACING[arm]) / 1000)}
+         for name, subject in subjects.items()]
+    )  # fmt: skip
+    sides = ["holdout" if name in held else "train" for name in subjects]
+    folds = cohort[["participant_id", "centre"]].assign(
+        side=sides, fold=[np.nan if side == "holdout" else row % 2 for row, side in enumerate(sides)]
+    )
+    metric = "dice" if arm == "lesion" else "mae_s"
+    level_name, levels = ("thickness_mm", (2, 5, 10)) if arm == "lesion" else ("tr_s", (1, 1.5, 3))
+    resolution = resolution_study(
+        held.items(),
+        levels=levels,
+        degrade=lambda subject, level, axis: (subject, level),
+        predict={method: lambda pair, method=method: pair[0].predict(method, pair[1]) for method in methods},
+        score=lambda prediction, subject: subject.score(prediction),
+        level_name=level_name,
+    )
+    validation = pd.DataFrame(
+        {"fold": [0, 0, 1, 1, 2, 2], metric: [0.71, 0.78, 0.62, 0.7, 0.75, 0.8], "ccc": [0.7, 0.8, 0.7, 0.6, 0.9, 0.8]}
+    )
+    epochs = np.arange(12)
+    history = pd.DataFrame(
+        {"epoch": epochs, "train_loss": np.exp(-epochs / 5), "val_loss": 0.1 + np.exp(-epochs / 6),
+         f"val_{metric}": 1 - np.exp(-epochs / 4)}
+    )  # fmt: skip
+    pictures: dict[str, Figure] = {
+        "cohort_volumes": draw.volume_histogram(cohort["lesion_volume_ml"], sides=sides),
+        "folds": draw.fold_dots(validation, metric),
+        "training": draw.training_curve(history),
+        "scores": draw.score_dots(scores, metric),
+        "resolution": draw.score_curve(curve(resolution, level_name=level_name), metric, level_name=level_name),
+    }
+    for rank, name in ranked_subjects(scores, metric).items():
+        rows = scores[scores["participant_id"] == name].set_index("method")[metric]
+        said = {method: f"{draw.metric_label(metric)} {rows[method]:.2f}" for method in methods[:2]}
+        shown = {method: held[name].predict(method) for method in methods[:2]}
+        overlay, base = (draw.lesion_overlay, (held[name].image, held[name].truth, shown)) if arm == "lesion" else (
+            draw.tmax_panels, (held[name].late, shown, held[name].brain))  # fmt: skip
+        pictures[f"overlay_{rank}"] = overlay(*base, SPACING[arm], title=f"{name}: {rank}", captions=said)
+    return {
+        "title": f"Reperfuse {arm} report",
+        "arm": arm,
+        "cohort": cohort,
+        "folds": folds,
+        "scores": scores,
+        "figures": pictures,
+        "cross_validation": validation,
+        "trials": pd.DataFrame({"number": [0, 1], "value": [0.7, 0.74], "params_learning_rate": [1e-3, 3e-4]}),
+        "chosen": {"network": "unet3d", "network_kwargs": {"widths": [8, 16, 32, 64]}, "learning_rate": 3e-4},
+        "resolution": resolution,
+        "lineage": {"code revision": "0" * 40, "data revision": "md5 " + "a" * 32, "seed": 0,
+                    "versions": {"python": "3.11", "torch": "2.13.0"}},
+        "notes": ["All subjects are phantoms; their truth is known exactly."],
+    }  # fmt: skip
+
+
+class Page(HTMLParser):
+    """What a page refers to, its headings and its pictures."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.text, self.ids, self.links, self.pictures, self.tags = text, set(), [], [], []
+        self.open: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = dict(attrs)
+        self.tags.append(tag)
+        self.ids |= {given["id"]} if given.get("id") else set()
+        self.links += [given[name] for name in ("href", "src") if given.get(name)]
+        if tag == "img":
+            self.pictures.append(given)
+        if tag not in ("meta", "img", "link", "br"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+@pytest.fixture(scope="module", params=["lesion", "perfusion"])
+def study(request: pytest.FixtureRequest) -> dict[str, Any]:
+    return fake_study(request.param)
+
+
+@pytest.fixture(scope="module")
+def page(study: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
+    path = tmp_path_factory.mktemp("reports") / f"{study['arm']}.html"
+    render_report(path, **study)
+    yield Page(path.read_text(encoding="utf-8"))
+
+
+def test_the_page_needs_no_network_and_no_scripts(page: Page) -> None:
+    assert all(link.startswith(("#", "data:image/")) for link in page.links)
+    assert not {"script", "link", "iframe", "object"} & set(page.tags)
+    assert "@import" not in page.text and "url(" not in page.text
+    assert "http" not in re.sub(r"data:image/[^\"]+", "", page.text)
+
+
+def test_every_section_is_there_and_every_anchor_leads_somewhere(page: Page) -> None:
+    sections = {"summary", "cohort", "validation", "scores", "subjects", "resolution", "metrics", "lineage"}
+    assert sections <= page.ids
+    assert {link[1:] for link in page.links if link.startswith("#")} <= page.ids
+    assert not page.open
+
+
+def test_research_use_is_said_at_the_top_and_at_the_end(page: Page) -> None:
+    assert page.text.count(RESEARCH_USE) == 2
+    assert page.text.index(RESEARCH_USE) < page.text.index("<h1>")
+
+
+def test_every_picture_has_words_for_who_cannot_see_it(page: Page, study: dict[str, Any]) -> None:
+    assert len(page.pictures) == len(study["figures"])
+    assert all(len(picture["alt"]) > 30 for picture in page.pictures)
+
+
+def test_small_samples_and_the_optimism_of_cross_validation_are_said(page: Page) -> None:
+    assert "n = 4 hold-out subjects: intervals are wide" in page.text
+    assert "optimistic" in page.text
+
+
+def test_every_baseline_stands_in_every_table_of_scores(page: Page, study: dict[str, Any]) -> None:
+    tables = re.findall(r"<table.*?</table>", page.text, re.DOTALL)
+    about_scores = [table for table in tables if re.search(r"Hold-out, n|Model minus|Every hold-out|paired per", table)]
+    names = [draw.method_label(method) for method in METHODS[study["arm"]][1:]]
+    assert len(about_scores) == 4
+    assert all(name in table for table in about_scores for name in names)
+
+
+def test_every_metric_of_the_table_is_explained(page: Page, study: dict[str, Any]) -> None:
+    for metric in study["scores"].columns.drop(["participant_id", "method"]):
+        assert f"<dt>{draw.metric_label(metric)}</dt>".replace("'", "&#39;") in page.text
+
+
+def test_lineage_is_flattened_into_names_and_values(page: Page) -> None:
+    assert "versions.torch" in page.text and "0" * 40 in page.text
+
+
+def test_the_same_figure_drawn_twice_gives_the_same_bytes(study: dict[str, Any]) -> None:
+    drawn = [image_uri(draw.score_dots(study["scores"], study["scores"].columns[2])) for _ in range(2)]
+    assert drawn[0] == drawn[1]
+
+
+def test_a_study_of_one_subject_without_resolution_still_makes_a_page(study: dict[str, Any], tmp_path: Path) -> None:
+    alone = study["scores"][study["scores"]["participant_id"] == "sub-000"]
+    bare = {key: study[key] for key in ("title", "arm", "cohort", "folds", "lineage")}
+    render_report(tmp_path / "bare.html", **bare, scores=alone, figures={})
+    text = (tmp_path / "bare.html").read_text(encoding="utf-8")
+    assert "no interval" in text and "The resolution study has not been run." in text and "too few subjects" in text
+    assert "nan" not in re.sub(r"<style>.*</style>", "", text, flags=re.DOTALL).lower().replace("resonance", "")
+
+
+def test_names_from_files_are_text_and_never_markup(study: dict[str, Any], tmp_path: Path) -> None:
+    render_report(tmp_path / "page.html", **(study | {"title": "<script>alert(1)</script>", "figures": {}}))
+    assert "<script>" not in (tmp_path / "page.html").read_text(encoding="utf-8")
+
+
+def test_a_model_that_only_equals_its_baselines_is_not_called_better(study: dict[str, Any], tmp_path: Path) -> None:
+    same = study["scores"].copy()
+    metrics = same.columns.drop(["participant_id", "method"])
+    for method in METHODS[study["arm"]][1:]:
+        same.loc[same["method"] == method, metrics] = same.loc[same["method"] == "model", metrics].to_numpy()
+    render_report(tmp_path / "page.html", **(study | {"scores": same, "figures": {}}))
+    verdict = re.search(r'<p class="verdict">(.*?)</p>', (tmp_path / "page.html").read_text(encoding="utf-8"))
+    assert verdict and "not clearly different" in verdict[1]
+
+
+def test_charts_travel_as_svg_and_images_as_png() -> None:
+    chart = Figure()
+    chart.subplots().plot([1, 2])
+    image = Figure()
+    image.subplots().imshow(np.eye(3))
+    assert image_uri(chart).startswith("data:image/svg+xml") and image_uri(image).startswith("data:image/png")

@@ -1,0 +1,291 @@
+"""A search finds the best point, is not changed by interruptions, and is shared without a clash."""
+
+import multiprocessing
+import os
+import signal
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from reperfuse.errors import InputError
+from reperfuse.files import read_json
+from reperfuse.training import tune as room
+from reperfuse.training.module import TrainingDiverged
+from reperfuse.training.tune import tune
+
+SPACE = {"x": {"low": -2.0, "high": 2.0}, "width": {"low": 4, "high": 16, "step": 4}, "loss": {"choices": ["a", "b"]}}
+GRID = {"x": {"choices": [-1.0, 0.0, 1.0]}, "loss": {"choices": ["a", "b"]}}
+
+
+def score(overrides, fold, state_dir=None, n_subjects=3):
+    """Best at x = 0 with loss b; every subject has a level of its own."""
+    value = -abs(overrides["x"]) + (overrides["loss"] == "b")
+    return [value + 0.1 * fold + 0.01 * subject for subject in range(n_subjects)]
+
+
+def search(state_dir, objective=score, **options):
+    return tune(objective, **{"space": SPACE, "n_trials": 5, "n_folds": 2, "state_dir": state_dir, **options})
+
+
+def values(summary):
+    return [(row.x, row.loss, row.value) for row in summary.trials.itertuples()]
+
+
+def test_the_grid_tries_every_combination_once_and_names_the_best(tmp_path):
+    summary = search(tmp_path, space=GRID, sampler="grid", n_trials=None, prune=False)
+    assert [(x, loss) for x, loss, _ in values(summary)] == [(x, loss) for x in (-1.0, 0.0, 1.0) for loss in "ab"]
+    assert summary.best_overrides == {"x": 0.0, "loss": "b"} and summary.best_number == 3
+    assert summary.best_value == pytest.approx(np.mean([score({"x": 0, "loss": "b"}, fold) for fold in (0, 1)]))
+    assert summary.best_fold_scores == [score({"x": 0, "loss": "b"}, fold) for fold in (0, 1)]
+
+
+def test_minimizing_finds_the_other_end(tmp_path):
+    summary = search(tmp_path, space=GRID, sampler="grid", n_trials=None, direction="minimize", prune=False)
+    assert summary.best_overrides["loss"] == "a" and abs(summary.best_overrides["x"]) == 1
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random"])
+def test_a_seed_fixes_the_search_and_draws_do_not_repeat(tmp_path, sampler):
+    one, same, other = (
+        values(search(tmp_path / f"{i}", sampler=sampler, seed=seed)) for i, seed in enumerate([1, 1, 2])
+    )
+    assert one == same != other
+    assert len({x for x, _, _ in one}) == 5
+
+
+def test_values_come_in_the_types_of_the_space(tmp_path):
+    space = SPACE | {"rate": {"low": "1e-4", "high": 1e-2, "log": True}, "widths": {"choices": [[4, 8], [8, 16]]}}
+    seen = []
+    search(tmp_path, lambda o, fold, place: seen.append(o) or score(o, fold), space=space)
+    assert all(isinstance(o["width"], int) and o["width"] in (4, 8, 12, 16) for o in seen)
+    assert all(1e-4 <= o["rate"] <= 1e-2 and o["widths"] in ([4, 8], [8, 16]) for o in seen)
+
+
+def test_given_points_are_tried_first(tmp_path):
+    first = {"x": 0.5, "loss": "b", "width": 8}
+    summary = search(tmp_path, first=[first])
+    assert summary.trials.iloc[0][["x", "loss", "width"]].tolist() == [0.5, "b", 8] and len(summary.trials) == 5
+
+
+def test_callbacks_see_each_trial_begin_each_fold_and_its_end(tmp_path):
+    log = []
+    search(
+        tmp_path,
+        n_trials=1,
+        on_start=lambda trial: log.append(("start", trial.state)),
+        on_fold=lambda trial, fold, scores, reused: log.append((fold, len(scores), reused)),
+        on_trial=lambda trial: log.append(("end", trial.state)),
+    )
+    assert log == [("start", "running"), (0, 3, False), (1, 3, False), ("end", "complete")]
+
+
+class Stop(Exception):
+    """Stands for whatever ends a process in the middle of a fold."""
+
+
+def stopping_at(call, calls, error=Stop):
+    def objective(overrides, fold, state_dir):
+        calls.append((overrides, fold))
+        if len(calls) == call:
+            (state_dir / "checkpoint").write_text("half way")
+            raise error
+        return score(overrides, fold)
+
+    return objective
+
+
+@pytest.mark.parametrize("error", [Stop, KeyboardInterrupt])
+def test_an_interrupted_search_goes_on_where_it_was(tmp_path, error):
+    calls, places = [], []
+    with pytest.raises(error):
+        search(tmp_path / "broken", stopping_at(6, calls, error))
+
+    def objective(overrides, fold, state_dir):
+        calls.append((overrides, fold))
+        places.append([path.name for path in state_dir.iterdir()])
+        return score(overrides, fold)
+
+    resumed = search(tmp_path / "broken", objective)
+    whole = search(tmp_path / "whole")
+    assert values(resumed) == values(whole)
+    assert len(calls) == 5 * 2 + 1 and calls[5] == calls[6]  # only the broken fold is computed twice
+    assert places[0] == ["checkpoint"] and not any(places[1:])  # what it left is found again
+    assert resumed.trials["continues"].tolist()[2] == 2
+    assert search(tmp_path / "broken", objective).best_value == resumed.best_value
+    assert len(calls) == 11  # a finished search computes nothing
+
+
+def test_a_killed_worker_s_trial_is_carried_on_while_a_living_one_s_is_left_alone(tmp_path):
+    fork = multiprocessing.get_context("fork")  # nothing of torch runs here, and importing it anew takes long
+    began, done = fork.Event(), fork.SimpleQueue()
+
+    def deadly(overrides, fold, state_dir):
+        if fold == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return score(overrides, fold)
+
+    def slow(overrides, fold, state_dir):
+        began.set()
+        done.put((overrides["x"], fold))
+        time.sleep(0.2)
+        return score(overrides, fold)
+
+    dying = fork.Process(target=search, args=(tmp_path, deadly))
+    dying.start()
+    dying.join(30)
+    assert dying.exitcode == -signal.SIGKILL
+    living = fork.Process(target=search, args=(tmp_path, slow))
+    living.start()
+    assert began.wait(30)
+    summary = search(tmp_path, slow)
+    living.join(30)
+    folds = [done.get() for _ in range(9)]
+    assert done.empty() and len(set(folds)) == 9  # one of 5 × 2 was done by the dead; none was done twice
+    assert len(summary.trials) == 5 and (summary.trials["x"][0], 1) in folds
+    assert summary.trials["continues"].dropna().tolist() == [0]
+
+
+def test_threads_share_a_study_to_its_exact_number_of_trials(tmp_path):
+    calls = []
+
+    def objective(overrides, fold, state_dir):
+        calls.append((overrides["x"], fold))
+        time.sleep(0.01)
+        return score(overrides, fold)
+
+    summaries = []
+    options = {"n_trials": 6, "prune": False}
+    work = [threading.Thread(target=lambda: summaries.append(search(tmp_path, objective, **options))) for _ in range(3)]
+    for thread in work:
+        thread.start()
+    for thread in work:
+        thread.join()
+    assert len(calls) == len(set(calls)) == 12
+    assert [len(summary.trials) for summary in summaries] == [6, 6, 6]
+    assert len({summary.best_value for summary in summaries}) == 1
+
+
+def test_a_trial_that_kills_its_process_every_time_is_given_up(tmp_path):
+    def deadly(overrides, fold, state_dir):
+        if overrides["x"] == 1.0:
+            raise Stop
+        return score(overrides, fold)
+
+    options = {"space": GRID, "sampler": "grid", "n_trials": None, "prune": False}
+    for _ in range(room.MAX_DEATHS * 2):
+        with pytest.raises(Stop):
+            search(tmp_path, deadly, **options)
+    summary = search(tmp_path, deadly, **options)
+    failed = summary.trials[summary.trials["state"] == "failed"]
+    assert failed["x"].tolist() == [1.0, 1.0] and len(summary.trials) == 6
+    assert set(failed["reason"]) == {"Its process died (time 3)."}
+
+
+def test_a_clearly_worse_trial_is_pruned_and_never_the_best(tmp_path):
+    folds = []
+
+    def objective(overrides, fold, state_dir):
+        folds.append((overrides["x"], fold))
+        return score(overrides, fold, n_subjects=6)
+
+    space = {"x": {"choices": [0.0, 1.0]}, "loss": {"choices": ["b"]}}
+    summary = search(tmp_path, objective, space=space, sampler="grid", n_trials=None, n_folds=3)
+    assert folds == [(0.0, 0), (0.0, 1), (0.0, 2), (1.0, 0)]
+    assert summary.trials["state"].tolist() == ["complete", "pruned"] and summary.best_overrides["x"] == 0
+    assert summary.trials["value"][1] == pytest.approx(np.mean(score({"x": 1, "loss": "b"}, 0, n_subjects=6)))
+
+
+def test_without_pruning_every_fold_is_computed(tmp_path):
+    folds = []
+    space = {"x": {"choices": [0.0, 1.0]}, "loss": {"choices": ["b"]}}
+    options = {"space": space, "sampler": "grid", "n_trials": None, "prune": False}
+    search(tmp_path, lambda o, fold, place: folds.append(fold) or score(o, fold, n_subjects=6), **options)
+    assert folds == [0, 1, 0, 1]
+
+
+def test_a_diverging_trial_fails_alone(tmp_path):
+    def objective(overrides, fold, state_dir):
+        if overrides["x"] > 0:
+            raise TrainingDiverged("Training diverged: lower learning_rate.")
+        return score(overrides, fold)
+
+    summary = search(tmp_path, objective, space=GRID, sampler="grid", n_trials=None, prune=False)
+    failed = summary.trials[summary.trials["x"] > 0]
+    assert set(failed["state"]) == {"failed"} and failed["reason"].str.contains("lower learning_rate").all()
+    assert len(summary.trials) == 6 and summary.best_overrides["x"] == 0
+
+
+def test_undefined_scores_are_left_out_and_kept_as_null(tmp_path):
+    space = {"x": {"choices": [0.0]}, "loss": {"choices": ["b"]}}
+    summary = search(tmp_path, lambda *_: [float("nan"), 0.5], space=space, sampler="grid", n_trials=None)
+    assert summary.best_value == 0.5
+    assert [read_json(path) for path in tmp_path.glob("trials/*/fold-0.json")] == [[None, 0.5]]
+
+
+def test_a_search_in_which_nothing_succeeds_says_why(tmp_path):
+    def objective(*_):
+        raise TrainingDiverged("The loss was nan.")
+
+    with pytest.raises(InputError, match=r"No trial .* succeeded: The loss was nan"):
+        search(tmp_path, objective)
+
+
+def test_a_half_written_journal_line_is_cut_and_the_search_goes_on(tmp_path):
+    search(tmp_path, n_trials=2)
+    with open(tmp_path / "optuna.journal", "a") as file:
+        file.write('{"op_code": 4, "half')
+    assert len(search(tmp_path, n_trials=3).trials) == 3
+
+
+def test_more_trials_may_be_asked_for_later_but_not_another_space(tmp_path):
+    short = search(tmp_path / "a", n_trials=2)
+    longer = search(tmp_path / "a", n_trials=5)
+    assert values(longer)[:2] == values(short) and values(longer) == values(search(tmp_path / "b"))
+    with pytest.raises(InputError, match="another space, folds or direction"):
+        search(tmp_path / "a", n_folds=3)
+
+
+def test_joining_needs_a_search_to_join(tmp_path):
+    with pytest.raises(InputError, match="no search to join"):
+        search(tmp_path / "a", join=True)
+    search(tmp_path / "a", n_trials=1)
+    assert len(search(tmp_path / "a", n_trials=2, join=True).trials) == 2
+
+
+@pytest.mark.parametrize(
+    ("spec", "sentence"),
+    [
+        ({"low": 1}, r"tune.space.rate: write"),
+        ({"low": 1, "high": 2, "steps": 1}, r"tune.space.rate: write"),
+        ({"low": 2, "high": 1}, r"tune.space.rate: .*"),
+        ({"low": 0, "high": 1, "log": True}, r"tune.space.rate: .*"),
+        ({"low": "a", "high": 1}, r"tune.space.rate: 'a' is not a number"),
+        ({"low": 0.1, "high": 1.0, "log": "yes"}, r"tune.space.rate: log must be true or false"),
+        ({"choices": []}, r"tune.space.rate: choices must be a list"),
+        ({"choices": "adam"}, r"tune.space.rate: choices must be a list"),
+        (3, r"tune.space.rate: write"),
+    ],
+)
+def test_a_bad_space_names_its_key(tmp_path, spec, sentence):
+    with pytest.raises(InputError, match=sentence):
+        search(tmp_path, space={"rate": spec})
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("wrong", "sentence"),
+    [
+        ({"sampler": "grid"}, r"tune.space.x: the grid sampler takes choices only"),
+        ({"sampler": "cma"}, "tpe, random or grid"),
+        ({"direction": "up"}, "maximize or minimize"),
+        ({"n_trials": 0}, "at least 1"),
+        ({"space": {}}, "tune.space is empty"),
+        ({"first": [{"x": 9.0, "width": 4, "loss": "a"}]}, r"tune.space.x does not hold"),
+        ({"first": [{"x": 0.0}]}, r"tune.space.width does not hold"),
+    ],
+)
+def test_options_that_cannot_be_are_refused(tmp_path, wrong, sentence):
+    with pytest.raises(InputError, match=sentence):
+        search(tmp_path, **wrong)
