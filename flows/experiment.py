@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import os
 import re
 import time
 from collections.abc import Callable
@@ -26,13 +27,15 @@ BUSY_DELAY_S = 15.0
 BUSY_PATIENCE_S = 24 * 3600.0
 """How long a stage waits for files that another command is using [s]: longer than a night's training."""
 
+DEMO_KEY = "the-patients-of-the-demo-are-invented"
+
 UNCHANGED, RESTORED = "Unchanged", "Restored"
 """Names of completed states in which DVC ran nothing: outputs were current, or came back from its cache."""
 
 _CHATTER = re.compile(
     r"^(Updating|Generating) lock file|^To track the changes|^\s+git add |^To enable auto staging|"
     r"^\s+dvc config core\.autostage|^Use `dvc push`|^Data and pipelines are up to date|^To apply the results|"
-    r"^\s+dvc exp (apply|branch) "
+    r"^\s+dvc exp (apply|branch) |^💡"
 )
 """What DVC tells a person at a keyboard; noise in the log of a run."""
 
@@ -128,6 +131,8 @@ def _arm(arm: str, chosen: list[str] | None, force: bool, set_params: dict[str, 
     if demo_data and not (ROOT / f"data/bids/{arm}.dvc").exists():
         plan += [(f"{arm}-demo-data", _named(demo_data_in, f"{arm}-demo-data"), ("inbox", arm))]
         plan += [(f"{arm}-ingest", ingest, (arm,))]
+        # As `make demo` does: with a known key, the same invented patients are held out on every machine.
+        os.environ.setdefault("REPERFUSE_PSEUDONYM_KEY", DEMO_KEY)
     if set_params:
         plan += [(f"{arm}-experiment", _named(dvc_experiment, f"{arm}-experiment"), (arm, targets, force, set_params))]
     else:
@@ -142,9 +147,9 @@ def _arm(arm: str, chosen: list[str] | None, force: bool, set_params: dict[str, 
         outcomes[name] = state
         if not state.is_completed():
             break
-    create_markdown_artifact(
-        summary(ROOT, arm, outcomes), key=f"{arm}-experiment-summary", description=f"Last run of the {arm} arm"
-    )
+    if not set_params:
+        text = summary(ROOT, arm, outcomes)
+        create_markdown_artifact(text, key=f"{arm}-summary", description=f"Last run of the {arm} arm")
     if not state.is_completed():
         return Failed(message=f"{name} failed: {state.message}")
     current = sum(state.name in (UNCHANGED, RESTORED) for state in outcomes.values())
@@ -237,10 +242,37 @@ def summary(root: Path, arm: str, outcomes: dict[str, State]) -> str:
     lines += [f"| {name} | {state.name} | {state.message or ''} |" for name, state in outcomes.items()]
     metrics = root / f"results/{arm}/evaluate/metrics.json"
     if metrics.exists():
-        lines += ["", "| metric | value |", "|---|---:|"]
-        for name, value in json.loads(metrics.read_text(encoding="utf-8")).items():
-            lines.append(f"| {name} | {f'{value:.4g}' if isinstance(value, int | float) else 'undefined'} |")
+        lines += ["", *metrics_table(json.loads(metrics.read_text(encoding="utf-8")))]
     report = root / f"reports/{arm}.html"
     if report.exists():
         lines += ["", f"Report: `{report}`. Research use only."]
     return "\n".join(lines) + "\n"
+
+
+def metrics_table(metrics: dict[str, float | None]) -> list[str]:
+    """Markdown rows: a metric per line with its interval, the model beside the baselines.
+
+    Examples
+    --------
+    >>> flat = {"dice": 0.61, "dice_low": 0.5, "dice_high": 0.7, "baseline_empty/dice": 0.0, "hd95_mm": None}
+    >>> print(*metrics_table(flat), sep="\\n")
+    | metric | model | baseline_empty |
+    |---|---:|---:|
+    | dice | 0.61 (0.5 to 0.7) | 0 |
+    | hd95_mm | undefined |  |
+    """
+    methods = list(dict.fromkeys(name.rpartition("/")[0] for name in sorted(metrics, key=lambda name: "/" in name)))
+    measured = dict.fromkeys(re.sub(r"_(low|high|median)$", "", name.rpartition("/")[2]) for name in metrics)
+
+    def cell(name: str) -> str:
+        if name not in metrics:
+            return ""
+        low, high = metrics.get(f"{name}_low"), metrics.get(f"{name}_high")
+        interval = "" if low is None or high is None else f" ({low:.4g} to {high:.4g})"
+        value = metrics[name]
+        return "undefined" if value is None else f"{value:.4g}{interval}"
+
+    lines = [f"| metric | {' | '.join(method or 'model' for method in methods)} |", f"|---|{'---:|' * len(methods)}"]
+    for metric in measured:
+        lines.append(f"| {metric} | {' | '.join(cell(f'{method}/{metric}'.lstrip('/')) for method in methods)} |")
+    return lines

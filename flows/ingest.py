@@ -8,7 +8,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.states import Completed, State
 
 from flows.command import REPERFUSE, ROOT, streamed
-from flows.states import failed, run_logger, worth_retrying
+from flows.states import failed, refused, run_logger, worth_retrying
 
 Arm = Literal["lesion", "perfusion"]
 
@@ -27,6 +27,8 @@ def ingest_inbox(arm: Arm, inbox: str, out: str, quarantine: str, reference_scal
     if reference_scale is not None:
         options += ["--reference-scale", str(reference_scale)]
     ended = streamed((*REPERFUSE, "ingest", inbox, *options), root=ROOT, log=run_logger().info)
+    if ended.code == 2 and any("quarantined" in line for line in ended.lines):
+        return refused(f"No subject of {inbox} was accepted: the log and {quarantine}/ say why.")
     if ended.code:
         return failed(ended, f"Ingest of {inbox}")
     table = "\n".join(ended.lines)
@@ -37,10 +39,10 @@ def ingest_inbox(arm: Arm, inbox: str, out: str, quarantine: str, reference_scal
 
 
 # Prefect's form takes its help texts from a Google-style `Args:` section; numpydoc sections stay unread there.
-@flow(name="ingest", flow_run_name="ingest {arm} from {inbox}")
+@flow(name="ingest", flow_run_name="ingest {arm}")
 def ingest(
     arm: Arm,
-    inbox: str = "inbox",
+    inbox: str | None = None,
     out: str | None = None,
     quarantine: str = "quarantine",
     reference_scale: float | None = None,
@@ -52,11 +54,14 @@ def ingest(
 
     Args:
         arm: What the inbox is read for: `lesion` takes NIfTI images with masks, `perfusion` takes DICOM series.
-        inbox: Folder to read, in any nesting; relative to the repository root, or absolute.
+        inbox: Folder to read, in any nesting, absolute or relative to the repository root; `inbox/<arm>` when left
+            empty.
         out: BIDS tree to write; `data/bids/<arm>` when left empty.
         quarantine: Folder for the originals of subjects that cannot be used (mode 0700, never versioned).
         reference_scale: Seconds per stored value of a vendor's Tmax map that names no unit; empty refuses such maps.
     """
-    state = ingest_inbox(arm, inbox, out or f"data/bids/{arm}", quarantine, reference_scale, return_state=True)
+    state = ingest_inbox(
+        arm, inbox or f"inbox/{arm}", out or f"data/bids/{arm}", quarantine, reference_scale, return_state=True
+    )
     # Prefect would turn a task's own state into "1/1 states failed", and the reason would be lost.
     return State(type=state.type, name=state.name, message=state.message)

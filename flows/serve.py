@@ -31,7 +31,7 @@ HOME = ROOT / ".reperfuse" / "prefect"
 """Prefect's own folder for this checkout: database, settings, logs. A user's ~/.prefect stays untouched."""
 
 USUAL_PORT = 4200
-START_PATIENCE_S = 120.0
+START_PATIENCE_S = 240.0
 STOP_PATIENCE_S = 30.0
 
 Processes = dict[str, "subprocess.Popen[bytes]"]

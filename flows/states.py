@@ -1,6 +1,7 @@
 """What the end of a command means for a run: its state, its sentence, and whether a retry can help."""
 
 import logging
+import re
 
 from prefect import get_run_logger
 from prefect.exceptions import FailedRun, MissingContextError
@@ -38,12 +39,13 @@ def reason_of(ended: Ended) -> str:
 
     Examples
     --------
-    >>> reason_of(Ended(2, ("Reading inbox", "Error: inbox is empty: put series into it."), 0.1))
+    >>> reason_of(Ended(2, ("Reading inbox", "reperfuse: inbox is empty: put series into it."), 0.1))
     'inbox is empty: put series into it.'
     """
     for line in reversed(ended.lines):
-        # Typer frames a wrong option in a box.
-        if text := line.strip(" │╭╮╰╯─").removeprefix("Error:").removeprefix("ERROR:").strip():
+        # Typer frames a wrong option in a box, rich frames tables.
+        bare = re.sub(r"[\u2500-\u257f]", "", line).strip()
+        if text := re.sub(r"^(reperfuse|error):\s*", "", bare, flags=re.IGNORECASE):
             return text
     return "it said nothing."
 

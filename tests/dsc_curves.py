@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.signal import lfilter
 
 FINE = 0.02  # s; the convolution is exact to FINE/(2·MTT)
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -30,9 +31,7 @@ def tissue(times, *, cbf=60.0, mtt=4.0, delay=0.0, **of_artery):
     ca = artery(fine - delay, **of_artery)
     # The running sum C(t) = Σ Ca·exp(−(t−s)/MTT) by its recursion, trapezoid rule.
     decay = np.exp(-FINE / mtt)
-    curve = np.zeros_like(fine)
-    for n in range(1, fine.size):
-        curve[n] = decay * curve[n - 1] + FINE / 2 * (ca[n] + decay * ca[n - 1])
+    curve = lfilter([FINE / 2, FINE / 2 * decay], [1, -decay], ca)
     return cbf / 6000 * np.interp(times, fine, curve)
 
 

@@ -105,9 +105,17 @@ def test_a_leak_anywhere_in_a_sidecar_is_refused_without_repeating_it(tmp_path, 
     assert "sub-01_dsc.json" in str(caught.value)
 
 
-@pytest.mark.parametrize("content", [{"FrameTimes": [0, 1.7, 20240314.5]}, {"EchoTime": 0.07}, {"Hash": "7" * 64}])
+def test_a_patient_whose_number_is_a_count_elsewhere_can_be_ingested(tmp_path):
+    sidecar = {"FrameTimes": [0.0, 7.0, 28], "ConversionNotes": ["1 of 28 slice images (3.6 %) were missing."]}
+    (tmp_path / "table.tsv").write_text("participant_id\tn_frames\nsub-1\t28\n")
+    for identifier in ("7", "28"):
+        assert_anonymous(sidecar, [identifier])
+        assert_anonymous(tmp_path / "table.tsv", [identifier])
+
+
+@pytest.mark.parametrize("content", [{"FrameTimes": [0, 1.7, 20240314.5]}, {"EchoTime": 0.07}, {"Hash": "abba" * 16}])
 def test_measurements_and_digests_are_no_leaks(content):
-    assert_anonymous(content, ["7", "Doe^Jane"])
+    assert_anonymous(content, ["7", "Doe^Abba"])
 
 
 def leaky_header(image):

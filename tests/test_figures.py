@@ -54,6 +54,20 @@ def test_the_patients_right_is_on_the_left_and_the_front_is_up_in_image_and_outl
     assert bright == pytest.approx(expected, abs=0.06) and outline == pytest.approx(expected, abs=0.06)
 
 
+@pytest.mark.parametrize(("flip", "order"), [((0,), (0, 1, 2)), ((0, 1), (0, 1, 2)), ((2,), (2, 0, 1))])
+def test_a_grid_stored_in_other_directions_is_drawn_the_same_way(lesion, flip, order):
+    turned = np.flip(lesion, flip).transpose(order)
+    direction = np.diag([-1.0 if axis in flip else 1.0 for axis in range(3)]) * SPACING
+    affine = np.eye(4)
+    affine[:3, :3] = direction[:, order]
+    spacing = [SPACING[axis] for axis in order]
+    drawn = draw.lesion_overlay(turned * 1.0, turned, {"model": turned}, spacing, affine=affine)
+    assert (pixels(drawn) == pixels(draw.lesion_overlay(lesion * 1.0, lesion, {"model": lesion}, SPACING))).all()
+    late = draw.tmax_panels(turned * 9.0, {"model": turned * 8.0}, turned + 1 > 0, spacing, affine=affine)
+    straight = draw.tmax_panels(lesion * 9.0, {"model": lesion * 8.0}, lesion + 1 > 0, SPACING)
+    assert (pixels(late) == pixels(straight)).all()
+
+
 def test_tmax_maps_are_drawn_on_the_same_side_as_lesions(lesion):
     brain = np.ones(SHAPE, bool)
     figure = draw.tmax_panels(np.where(lesion, 12.0, 0.0), {"model": np.zeros(SHAPE)}, brain, SPACING)

@@ -200,13 +200,13 @@ def test_a_loss_that_is_no_number_stops_the_training_with_a_remedy(cohort, tmp_p
         fit(small_network(), cohort[:1], settings=SETTINGS, state_dir=tmp_path)
 
 
-def test_nothing_is_said_or_left_that_nobody_asked_for(cohort, tmp_path, capfd, monkeypatch):
+def test_nothing_is_said_or_left_that_nobody_asked_for(cohort, tmp_path, capfd, caplog, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         fit(small_network(), cohort, settings=SETTINGS, state_dir=tmp_path / "state", progress=False)
     out, err = capfd.readouterr()
-    assert out + err == ""
+    assert out + err + caplog.text == ""
     assert sorted(path.name for path in (tmp_path / "state").iterdir()) == ["last.ckpt", "previous.ckpt"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "state"]
 

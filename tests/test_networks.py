@@ -126,3 +126,13 @@ def test_a_missing_file_is_named(tmp_path, missing):
     (tmp_path / missing).unlink()
     with pytest.raises(InputError, match=missing):
         load_network(tmp_path)
+
+
+@pytest.mark.parametrize("size", [(8, 8, 8), (9, 6, 7)])
+def test_an_exported_unet_takes_every_size_whatever_its_example_was(size):
+    network = build_network("unet3d", widths=(2, 4)).eval()
+    free = {axis: torch.export.Dim.AUTO for axis in (0, 2, 3, 4)}
+    exported = torch.export.export(network, (torch.rand(2, 1, *size),), dynamic_shapes=(free,)).module()
+    for other in [(8, 8, 8), (8, 12, 10), (7, 5, 9)]:
+        image = torch.rand(1, 1, *other)
+        assert torch.allclose(exported(image), network(image), atol=1e-6)

@@ -29,8 +29,12 @@ def test_sigmoid_makes_probabilities_of_the_same_logits():
 
 def test_prediction_uses_running_statistics_and_gives_the_mode_back():
     network = build_network("tmax_2layer", in_channels=2).train()
-    first, again = predict_volume(network, IMAGE), predict_volume(network, IMAGE)
-    assert np.array_equal(first, again) and network.training
+    network(3 + torch.randn(1, 2, 8, 8, 8))  # running statistics unlike the image's own
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    answer = predict_volume(network, IMAGE)
+    assert network.training and all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
+    expected = network.eval()(torch.from_numpy(IMAGE)[None])[0, 0].detach().numpy()
+    np.testing.assert_allclose(answer, expected, atol=1e-6)
 
 
 def test_a_memory_mapped_image_is_read_and_left_alone(tmp_path):

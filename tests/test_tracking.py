@@ -6,6 +6,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -164,6 +165,19 @@ def test_two_processes_make_the_store_at_once_and_neither_is_heard(tmp_path: Pat
     assert not list((tmp_path / "mlruns").glob("*.partial"))
 
 
+def test_a_store_that_another_process_is_making_is_awaited_not_replaced(root: Path, fresh_database: Path) -> None:
+    database = root / "mlruns" / "mlflow.db"
+    database.unlink()
+    with store._file_lock(database.with_name(".mlflow.db.lock")):
+        late = threading.Thread(target=tracking.client)
+        late.start()
+        late.join(timeout=0.5)
+        shutil.copy(fresh_database, database)
+        theirs = database.stat().st_ino
+    late.join()
+    assert database.stat().st_ino == theirs
+
+
 def test_a_call_is_made_again_while_the_database_is_locked(monkeypatch) -> None:
     class Busy:
         calls = 0
@@ -252,9 +266,19 @@ def test_a_parameter_keeps_its_first_value_and_a_change_is_a_tag(root: Path) -> 
     assert data_of(run).tags["changed.threshold"] == "0.4"
 
 
-def test_hundreds_of_parameters_and_metrics_pass_mlflows_batch_limits(root: Path) -> None:
+def test_no_call_carries_more_than_an_mlflow_server_takes(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    inner = tracking.client()._store  # type: ignore[attr-defined]
+    sent: list[tuple[str, int]] = []
+    log_batch = inner.log_batch
+
+    def spy(run_id: str, **entries: list) -> None:  # type: ignore[type-arg]
+        sent.extend((kind, len(batch)) for kind, batch in entries.items())
+        log_batch(run_id, **entries)
+
+    monkeypatch.setattr(inner, "log_batch", spy)
     with tracking.run("lesion", "model x", params={f"p{i}": i for i in range(250)}) as run:
         run.log_metrics({f"m{i}": i for i in range(1100)})
+    assert sent == [("params", 100), ("params", 100), ("params", 50), ("metrics", 1000), ("metrics", 100)]
     assert len(data_of(run).params) == 250 and len(data_of(run).metrics) == 1100
 
 

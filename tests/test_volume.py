@@ -58,6 +58,7 @@ def test_the_same_volume_gives_the_same_bytes_and_no_free_text(tmp_path):
     for name in ("one.nii.gz", "other.nii.gz"):
         save_volume(tmp_path / name, bolus())
     assert (tmp_path / "one.nii.gz").read_bytes() == (tmp_path / "other.nii.gz").read_bytes()
+    assert (tmp_path / "one.nii.gz").read_bytes()[3:8] == bytes(5)  # gzip: no name, no time
     header = nib.load(tmp_path / "one.nii.gz").header
     assert not any(bytes(header[field].tobytes()).strip(b"\0") for field in ("descrip", "db_name", "aux_file"))
     assert not len(header.extensions)

@@ -228,8 +228,8 @@ class PerfusionTrain(Train):
     loss: str = "mse"
     epochs: int = 25
     steps_per_epoch: int = 20
-    batch_size: int = 1
-    patch_size: tuple[int, int, int] | None = None
+    batch_size: int = 4
+    patch_size: tuple[int, int, int] | None = (32, 32, 8)
     foreground_fraction: float = 0.0
     augment: Literal["none", "light"] = "none"
     optimiser: Literal["adam", "adamw"] = "adam"
@@ -245,7 +245,7 @@ class PerfusionParams(Section):
     preprocess: PerfusionPreprocess = PerfusionPreprocess()
     folds: Folds = Folds()
     tune: Tune = Tune(
-        space={"learning_rate": {"low": 1e-3, "high": 3e-2, "log": True}, "loss": {"choices": ["mse", "huber"]}}
+        space={"learning_rate": {"low": 3e-3, "high": 5e-2, "log": True}, "loss": {"choices": ["mse", "huber"]}}
     )
     train: PerfusionTrain = PerfusionTrain()
     evaluate: PerfusionEvaluate = PerfusionEvaluate()

@@ -3,8 +3,8 @@
 Every function returns a `Figure` of its own, touches no global state of pyplot, and leaves a sentence for readers who
 cannot see it as the figure's label (``figure.get_label()``), which the report uses as alternative text.
 
-Volumes come with axes toward Right, Anterior, Superior, as `preprocessing.geometry.reorient` gives them, and are drawn
-as radiologists look at them: the patient's right on the left side of the picture.
+Volumes have axes toward Right, Anterior, Superior unless their affine says otherwise, and are drawn as radiologists
+look at them: the patient's right on the left side of the picture.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,6 +19,7 @@ from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+from nibabel.orientations import apply_orientation, io_orientation
 from numpy.typing import ArrayLike, NDArray
 
 from reperfuse.evaluation.metrics import METRICS, TMAX_THRESHOLD_S
@@ -100,6 +101,7 @@ def lesion_overlay(
     *,
     title: str = "",
     captions: Mapping[str, str] | None = None,
+    affine: ArrayLike | None = None,
 ) -> Figure:
     """The axial slice with most true lesion: the image alone, then each method's outline beside the truth's.
 
@@ -117,9 +119,13 @@ def lesion_overlay(
         Over the figure, for instance ``"sub-1: best, Dice 0.81"``.
     captions
         Method name to a short text under its panel (``"Dice 0.81"``).
+    affine
+        Of the common grid (4×4, RAS+, mm), where its axes are not already Right, Anterior, Superior.
     """
-    picture, true = np.asarray(image), np.asarray(truth).astype(bool)
-    masks = {method: np.asarray(mask).astype(bool) for method, mask in predictions.items()}
+    volumes, spacing_mm = _as_ras([image, truth, *predictions.values()], spacing_mm, affine)
+    picture, true, *predicted = volumes
+    true = true.astype(bool)
+    masks = {method: mask.astype(bool) for method, mask in zip(predictions, predicted, strict=True)}
     k = _fullest_slice([true, *masks.values()])
     low, high = np.percentile(picture[picture != 0], [1, 99.5]) if picture.any() else (0.0, 1.0)
     if low == high:
@@ -165,6 +171,7 @@ def tmax_panels(
     *,
     title: str = "",
     captions: Mapping[str, str] | None = None,
+    affine: ArrayLike | None = None,
     highest_s: float = 12.0,
     largest_error_s: float = 6.0,
 ) -> Figure:
@@ -184,15 +191,17 @@ def tmax_panels(
         Over the figure.
     captions
         Method name to a short text under its error panel (``"MAE 0.8 s"``).
+    affine
+        Of the common grid (4×4, RAS+, mm), where its axes are not already Right, Anterior, Superior.
     highest_s, largest_error_s
         Ends of the colour scales [s].
     """
-    inside = np.asarray(mask).astype(bool)
-    truth = np.asarray(reference, dtype=float)
+    volumes, spacing_mm = _as_ras([mask, reference, *maps.values()], spacing_mm, affine)
+    inside, truth, *estimates = volumes[0].astype(bool), *(np.asarray(values, dtype=float) for values in volumes[1:])
     k = _fullest_slice([(truth > TMAX_THRESHOLD_S) & inside, inside])
     near = tuple(slice(max(int(hit.min()) - 1, 0), int(hit.max()) + 2) for hit in np.nonzero(inside)[:2])
     brain, shown = inside[near][:, :, k], {"reference": truth[near][:, :, k]}
-    shown |= {name: np.asarray(values, dtype=float)[near][:, :, k] for name, values in maps.items()}
+    shown |= {name: values[near][:, :, k] for name, values in zip(maps, estimates, strict=True)}
     late_map, error_map = (matplotlib.colormaps[name].with_extremes(bad="#E5E7EB") for name in ("viridis", "RdBu_r"))
     with matplotlib.rc_context(STYLE):
         columns = len(shown)
@@ -405,6 +414,18 @@ def volume_histogram(
     )
     figure.set_label(f"Histogram of {label} over {volumes.size} subjects: {spread}.")
     return figure
+
+
+def _as_ras(
+    volumes: Sequence[ArrayLike], spacing_mm: Sequence[float], affine: ArrayLike | None
+) -> tuple[list[NDArray[Any]], Sequence[float]]:
+    """Volumes of one grid and its spacing with the axes nearest to Right, Anterior, Superior in that order."""
+    arrays = [np.asarray(volume) for volume in volumes]
+    if affine is None:
+        return arrays, spacing_mm
+    orientation = io_orientation(np.asarray(affine))
+    order = np.argsort(orientation[:, 0])
+    return [apply_orientation(array, orientation) for array in arrays], [float(spacing_mm[axis]) for axis in order]
 
 
 def _fullest_slice(masks: Sequence[NDArray[np.bool_]]) -> int:

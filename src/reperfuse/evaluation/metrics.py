@@ -20,6 +20,9 @@ MATCH_IOU = 0.25
 TMAX_THRESHOLD_S = 6.0
 """Tmax [s] above which tissue counts as critically hypoperfused (DEFUSE 3; Albers 2018, NEJM 378:708-718)."""
 
+CONSTANT_S = 1e-9
+"""Standard deviation [s] up to which a Tmax map counts as constant, so that rounding makes no correlation."""
+
 SSIM_RANGE_S = 20.0
 """Dynamic range L [s] in SSIM's constants: fixed, so that one noisy voxel in a reference makes no score kinder."""
 
@@ -290,7 +293,8 @@ def tmax_scores(
     x, y = ours[inside], theirs[inside]
     error = x - y
     mse = float(np.mean(error**2))
-    varies_x, varies_y = bool(np.ptp(x) > 0), bool(np.ptp(y) > 0)
+    # Below a nanosecond a map is constant: rounding alone spreads a mean map by less.
+    varies_x, varies_y = bool(x.std() > CONSTANT_S), bool(y.std() > CONSTANT_S)
     covariance = float(np.mean((x - x.mean()) * (y - y.mean())))
     spread = float(x.var() + y.var() + (x.mean() - y.mean()) ** 2)
     late_x, late_y = x > threshold_s, y > threshold_s
@@ -300,7 +304,7 @@ def tmax_scores(
         "mse_s2": mse,
         "bias_s": float(np.mean(error)),
         "pearson_r": float(np.clip(covariance / (x.std() * y.std()), -1, 1)) if varies_x and varies_y else None,
-        "ccc": 2 * covariance / spread if varies_x or varies_y or mse > 0 else None,
+        "ccc": 2 * covariance / spread if spread > CONSTANT_S**2 else None,
         "dice": dice(late_x, late_y),
         "volume_difference_ml": (int(late_x.sum()) - int(late_y.sum())) * float(np.prod(spacing)) / 1000,
         "ssim": structural_similarity(ours, theirs, inside, data_range=SSIM_RANGE_S),

@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import json
+import math
 import os
 import re
 import secrets
@@ -20,6 +21,9 @@ KEY_VARIABLE = "REPERFUSE_PSEUDONYM_KEY"
 
 SHORTEST_KEY = 16
 """Fewer characters than this could be guessed by trial."""
+
+LONG_NUMBER = 5
+"""A number of fewer digits may be a count or a time by chance; it is an identifier only as a text of its own."""
 
 DIGEST = re.compile(r"[0-9a-f]{64}")
 """A SHA-256 in hexadecimal; it may contain a date by chance and reveals nothing."""
@@ -172,10 +176,14 @@ def _trace(text: str, forbidden: list[str]) -> str | None:
     """What kind of trace is in `text`; None if it is clean."""
     lower = text.lower()
     for value in forbidden:
-        # Numbers and short words stand alone or mean something else: "12" is in every other number.
-        alone = value.isdigit() or len(value) < 4
-        pattern = rf"(?<![0-9a-z]){re.escape(value)}(?![0-9a-z])"
-        if re.search(pattern, lower) if alone else value in lower:
+        # "12" is part of every other number and a count in every other sentence: so short, it must be all there is.
+        if len(value) < LONG_NUMBER and value.isdigit():
+            found = lower.strip() == value
+        elif value.isdigit() or len(value) < 4:
+            found = re.search(rf"(?<![0-9a-z]){re.escape(value)}(?![0-9a-z])", lower) is not None
+        else:
+            found = value in lower
+        if found:
             return "a name, number or place"
     if DATE.search(text):
         return "a date"
@@ -185,7 +193,7 @@ def _trace(text: str, forbidden: list[str]) -> str | None:
 
 
 def _texts(content: Any) -> Iterator[str]:
-    """Every key and value of a JSON content as text. Fractional numbers are measurements and are left out."""
+    """Every key and value of a JSON content as text, without numbers that are fractions or short: measurements."""
     if isinstance(content, Mapping):
         for key, value in content.items():
             yield str(key)
@@ -193,11 +201,10 @@ def _texts(content: Any) -> Iterator[str]:
     elif isinstance(content, list | tuple):
         for value in content:
             yield from _texts(value)
-    elif isinstance(content, float):
-        if content.is_integer():
-            yield str(int(content))
-    elif content is not None and not isinstance(content, bool):
-        yield str(content)
+    elif isinstance(content, str):
+        yield content
+    elif isinstance(content, int | float) and 10 ** (LONG_NUMBER - 1) <= abs(content) < math.inf:
+        yield str(int(content)) if content == int(content) else ""
 
 
 def _texts_of_file(path: Path) -> Iterator[str]:
@@ -210,7 +217,7 @@ def _texts_of_file(path: Path) -> Iterator[str]:
             yield from _texts(json.loads(path.read_text(encoding="utf-8")))
         elif path.suffix in (".tsv", ".csv", ".txt", ".md", ".bval"):
             for line in path.read_text(encoding="utf-8").splitlines():
-                yield from re.split(r"[\t,]", line)
+                yield from (cell for cell in re.split(r"[\t,]", line) if not re.fullmatch(r"\d{1,4}", cell.strip()))
         else:
             raise InputError(f"{path} is of a kind that cannot be checked for names: keep it out of the data set.")
     except (OSError, EOFError, UnicodeDecodeError, json.JSONDecodeError) as error:
@@ -238,15 +245,12 @@ def _texts_of_nifti(path: Path) -> Iterator[str]:
         for start, stop in spans:
             yield header[start:stop].split(b"\0")[0].decode("latin-1")
         size = 348 if small else 540
-        if header[size : size + 1] not in (b"\0", b""):
-            raise InputError(f"{path} has a header extension, which may hold anything: save it without.")
-        # Between the header and the data lies room that nobody checks.
+        # Extensions, or whatever else lies between the header and the data.
         order = "<" if little else ">"
-        offset = int(
-            struct.unpack_from(f"{order}f", header, 108)[0]
-            if small
-            else struct.unpack_from(f"{order}q", header, 168)[0]
-        )
+        form, place = (f"{order}f", 108) if small else (f"{order}q", 168)
+        offset = int(struct.unpack_from(form, header, place)[0])
         file.seek(0)
-        if any(file.read(max(offset, 0))[size:]):
-            raise InputError(f"{path} has bytes between its header and its data: save it again.")
+        if any(file.read(max(offset, size + 4))[size:]):
+            raise InputError(
+                f"{path} has an extension between header and data, which may hold anything: save it without."
+            )

@@ -1,12 +1,10 @@
 """The images inside one DICOM file: one slice, a Siemens mosaic of slices, or an enhanced multi-frame stack."""
 
 import math
-import re
-import struct
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +15,7 @@ from pydicom.dataset import Dataset
 from pydicom.tag import BaseTag, Tag
 
 from reperfuse.errors import InputError
-
-SECONDS_OF_A_DAY = 86_400.0
+from reperfuse.imaging.dicom_mosaic import MOSAIC_TAGS, mosaic_slices
 
 UNITS_S = {"s": 1.0, "sec": 1.0, "secs": 1.0, "second": 1.0, "seconds": 1.0}
 UNITS_MS = {"ms": 1e-3, "msec": 1e-3, "msecs": 1e-3, "millisecond": 1e-3, "milliseconds": 1e-3}
@@ -31,11 +28,6 @@ def tags_named(*lines: str) -> list[BaseTag]:
     return [Tag(keyword) for line in lines for keyword in line.split()]
 
 
-_MOSAIC_COUNT = Tag(0x0019, 0x100A)
-_CSA_IMAGE = [Tag(0x0029, element) for element in (0x1010, 0x1110, 0x1210)]
-_CSA_SERIES = [Tag(0x0029, element) for element in (0x1020, 0x1120, 0x1220)]
-"""Siemens' own header, wherever its private block was reserved; the reservations may be stripped."""
-
 _TAGS = [
     *tags_named(
         "SpecificCharacterSet SOPClassUID SOPInstanceUID ImageType Rows Columns NumberOfFrames SamplesPerPixel",
@@ -47,9 +39,7 @@ _TAGS = [
         "PerFrameFunctionalGroupsSequence PixelData FloatPixelData DoubleFloatPixelData",
         "ExtendedOffsetTable ExtendedOffsetTableLengths",
     ),
-    _MOSAIC_COUNT,
-    *_CSA_IMAGE,
-    *_CSA_SERIES,
+    *MOSAIC_TAGS,
 ]
 
 
@@ -165,135 +155,18 @@ def _times(dataset: Dataset) -> dict[str, float]:
 
 
 def _mosaic(path: Path, dataset: Dataset, stored: NDArray[Any]) -> tuple[list[Image], list[str]]:
-    """One file, one volume: tiles row after row, ImagePositionPatient at the corner a single slice of mosaic size had.
-
-    The centre of the mosaic and of each slice are the same point, so that the first tile's corner lies half the
-    difference in size further along rows and columns. Where the next slices lie comes from the CSA header: its normal,
-    or else the slice positions of its protocol. They may lie against the cross product of rows and columns.
-    """
-    whole = _classic(path, dataset, stored[0])
-    rows, columns = whole.stored.shape
-    notes: list[str] = []
-    csa = _csa(dataset)
-    count = int(_csa_value(csa, "NumberOfImagesInMosaic") or _number_of(dataset.get(_MOSAIC_COUNT)) or 0)
-    count = count or _slices_of_protocol(dataset)
-    if count:
-        side = math.ceil(math.sqrt(count))
-    else:
-        side, count = _tiles_by_sight(path, whole.stored)
-        notes.append(f"The mosaic header does not say how many slices there are; {count} tiles hold signal.")
-    if rows % side or columns % side:
-        raise InputError(
-            f"{path} is a mosaic of {count} slices that does not divide into {side} x {side} tiles: export it again."
-        )
-    tile_rows, tile_columns = rows // side, columns // side
-    if whole.slice_spacing is None:
+    """One file, one volume: a sheet of tiles that share the file's header."""
+    sheet = _classic(path, dataset, stored[0])
+    if sheet.slice_spacing is None:
         raise InputError(f"{path} is a mosaic without SpacingBetweenSlices: export it again with its header.")
-    along_row = whole.orientation[:3] * whole.pixel_spacing[1]
-    along_column = whole.orientation[3:] * whole.pixel_spacing[0]
-    normal = np.cross(along_row, along_column)
-    normal /= np.linalg.norm(normal)
-    onward = _csa_value(csa, "SliceNormalVector")
-    if onward is None:
-        onward = _protocol_direction(dataset, whole.position + along_row * columns / 2 + along_column * rows / 2)
-    if onward is None:
-        notes.append("The mosaic header does not say where its slices lie; they were taken by the right-hand rule.")
-    elif np.dot(onward, normal) < 0:
-        normal = -normal
-    corner = whole.position + along_row * (columns - tile_columns) / 2 + along_column * (rows - tile_rows) / 2
-    tiles = (
-        whole.stored.reshape(side, tile_rows, side, tile_columns).swapaxes(1, 2).reshape(-1, tile_rows, tile_columns)
+    tiles, positions, notes = mosaic_slices(
+        dataset, sheet.stored, sheet.position, sheet.orientation, sheet.pixel_spacing, sheet.slice_spacing, str(path)
     )
-    images = []
-    for k in range(count):
-        images.append(
-            Image(
-                file=path,
-                uid=f"{whole.uid}/{k}" if whole.uid else "",
-                stored=tiles[k],
-                position=corner + k * whole.slice_spacing * normal,
-                orientation=whole.orientation,
-                pixel_spacing=whole.pixel_spacing,
-                slice_spacing=whole.slice_spacing,
-                slope=whole.slope,
-                intercept=whole.intercept,
-                units=whole.units,
-                te_ms=whole.te_ms,
-                tr_ms=whole.tr_ms,
-                times=whole.times,
-            )
-        )
+    images = [
+        replace(sheet, uid=sheet.uid and f"{sheet.uid}/{k}", stored=tile, position=position)
+        for k, (tile, position) in enumerate(zip(tiles, positions, strict=True))
+    ]
     return images, notes
-
-
-def _tiles_by_sight(path: Path, mosaic: NDArray[Any]) -> tuple[int, int]:
-    """Tiles per side and slices of a mosaic whose header was stripped: whatever follows the last slice is zero.
-
-    Tiles have even sides and at least 32 pixels, and fill all rows of tiles but maybe the last; the finest division is
-    right for which the last tiles, and no others in between, are empty.
-    """
-    rows, columns = mosaic.shape
-    for side in range(min(rows, columns) // 32, 1, -1):
-        if rows % side or columns % side or (rows // side) % 2 or (columns // side) % 2:
-            continue
-        filled = mosaic.reshape(side, rows // side, side, columns // side).any(axis=(1, 3)).ravel()
-        count = int(filled.nonzero()[0].max(initial=-1)) + 1
-        if filled[:count].all() and math.ceil(math.sqrt(max(count, 1))) == side and count < side * side:
-            return side, count
-    raise InputError(f"{path} is a mosaic whose header does not say how many slices it has: export it with its header.")
-
-
-def _csa(dataset: Dataset) -> dict[str, Any] | None:
-    """The Siemens CSA image header, None where de-identification removed it."""
-    with quiet():  # nibabel announces on import that its DICOM part is young
-        from nibabel.nicom import csareader
-    for tag in _CSA_IMAGE:
-        if tag in dataset:
-            try:
-                return csareader.read(dataset[tag].value)
-            except (csareader.CSAReadError, struct.error, UnicodeDecodeError):
-                continue
-    return None
-
-
-def _slices_of_protocol(dataset: Dataset) -> int:
-    """Number of slices in the protocol text of the CSA series header, 0 where there is none."""
-    for tag in _CSA_SERIES:
-        found = re.search(rb"sSliceArray\.lSize\s*=\s*(\d+)", dataset[tag].value) if tag in dataset else None
-        if found:
-            return int(found[1])
-    return 0
-
-
-def _protocol_direction(dataset: Dataset, first_centre: NDArray[np.float64]) -> NDArray[np.float64] | None:
-    """From the first slice of a mosaic towards the others, by the slice positions of the protocol; None without them.
-
-    The protocol lists slices from one end to the other; the mosaic may begin at either (ucImageNumbTra and its like).
-    """
-    pattern = rb"sSliceArray\.asSlice\[(\d+)\]\.sPosition\.d(Sag|Cor|Tra)\s*=\s*(-?[\d.]+(?:[eE][-+]?\d+)?)"
-    for tag in _CSA_SERIES:
-        positions: dict[int, list[float]] = {}
-        for number, axis, value in re.findall(pattern, dataset[tag].value) if tag in dataset else []:
-            positions.setdefault(int(number), [0.0, 0.0, 0.0])[(b"Sag", b"Cor", b"Tra").index(axis)] = float(value)
-        if len(positions) > 1:
-            first, last = np.array(positions[min(positions)]), np.array(positions[max(positions)])
-            begins_last = np.linalg.norm(first_centre - last) < np.linalg.norm(first_centre - first)
-            return first - last if begins_last else last - first
-    return None
-
-
-def _number_of(element: Any) -> float | None:
-    """The value of a private element, which is bytes where the file does not say its type."""
-    value = getattr(element, "value", None)
-    if isinstance(value, bytes):
-        return float(int.from_bytes(value[:2], "little"))
-    return float(value) if isinstance(value, int | float) else None
-
-
-def _csa_value(csa: dict[str, Any] | None, name: str) -> Any:
-    """One value or a list of them; None where the header lacks it."""
-    items = csa["tags"].get(name, {}).get("items", []) if csa else []
-    return None if not items else items[0] if len(items) == 1 else items
 
 
 def _enhanced(path: Path, dataset: Dataset, stored: NDArray[Any]) -> list[Image]:

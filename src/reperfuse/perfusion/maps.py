@@ -73,8 +73,8 @@ def perfusion_maps(
     Raises
     ------
     InputError
-        If TE or TR is missing, frames are unevenly spaced, the mask is empty or on another grid, or no bolus or artery
-        is found.
+        If TE or TR is missing, frames are unevenly spaced, the mask is empty or on another grid, the AIF does not fit,
+        or no bolus or artery is found.
     """
     dt = frame_interval(volume)
     if volume.te_s is None:
@@ -182,7 +182,10 @@ def _arterial_curve(
         series = np.zeros((*where.shape, curves.shape[1]), dtype=np.float32)
         series[where] = curves
         aif = find_aif(series, dt, where)
-    return np.asarray(aif.curve if isinstance(aif, Aif) else aif, dtype=np.float64)
+    curve = np.asarray(aif.curve if isinstance(aif, Aif) else aif, dtype=np.float64)
+    if curve.shape != curves.shape[1:]:
+        raise InputError(f"The AIF has {curve.size} samples, the series {curves.shape[1]} frames: give one per frame.")
+    return curve
 
 
 def _by_lag(residue: NDArray[Any], n_frames: int) -> NDArray[Any]:

@@ -181,7 +181,7 @@ def lesion_phantom(
     True
     """
     t1w, affine, shape, box = _template(grid_mm)
-    rng, site = np.random.default_rng(), np.random.default_rng([CENTRE_SALT, centre])
+    rng, site = np.random.default_rng([seed, centre]), np.random.default_rng([CENTRE_SALT, centre])
     spacing = (grid_mm,) * 3
     origin = affine[:3, 3] + np.array([s.start for s in box]) * grid_mm
     axes_mm = [origin[a] + np.arange(n) * grid_mm for a, n in enumerate(t1w.shape)]

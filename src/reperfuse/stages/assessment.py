@@ -101,7 +101,7 @@ def evaluate_arm(asked: Assessment) -> pd.DataFrame:
             run.log_metrics({f"subject/{asked.metric}": value}, step=step)
         run.log_table(scores, SCORES_TABLE)
         run.log_table(summary, "tables/summary.csv")
-        write_json(out / "run.json", {"run_id": run.id, "metrics": flat})
+        write_json(out / "run.json", {"run_id": run.origin, "metrics": flat})
     return scores
 
 
@@ -146,7 +146,7 @@ def resolution_arm(
             run.log_metrics({f"resolution/{name}": value for name, value in scalars.items()})
             run.log_table(scores, "tables/resolution_scores.csv")
             run.log_table(curves, "tables/resolution_curve.csv")
-            write_json(folder / "run.json", {"run_id": run.id, "metrics": scalars})
+            write_json(folder / "run.json", {"run_id": run.origin, "metrics": scalars})
     return scores
 
 

@@ -128,7 +128,7 @@ DESCRIPTION = {
     "Name": "Simulated chronic stroke lesions on the MNI152 T1w (reperfuse demo data)",
     "BIDSVersion": "1.6.0",
     "DatasetType": "raw",
-    "License": "CC0",
+    "License": "Anatomy: MNI152 ICBM 2009a, McConnell Brain Imaging Centre, free use with notice; everything else CC0",
     "GeneratedBy": [{"Name": "reperfuse demo-data"}],
 }
 

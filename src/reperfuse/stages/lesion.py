@@ -41,7 +41,7 @@ def preprocess(params: Params) -> None:
         image = load_volume(layout.bids(ARM) / row["image"])
         grid = model_grid(image, settings)
         array, brain = network_input(grid, settings)
-        truth = resample(load_volume(layout.bids(ARM) / row["mask"]), like=grid, order=1).data > 0.5
+        truth = resample(load_volume(layout.bids(ARM) / row["mask"]), like=grid, mask=True).data
         write_subject(
             layout.processed(ARM) / row["participant_id"],
             array,
@@ -203,7 +203,9 @@ def report(params: Params) -> None:
         image, truth = load_volume(layout.bids(ARM) / paths["image"]), load_volume(layout.bids(ARM) / paths["mask"])
         threshold = params.lesion.evaluate.probability_threshold
         masks = {method: probability > threshold for method, probability in predictions.items()}
-        return lesion_overlay(image.data, truth.data, masks, image.spacing_mm, title=title, captions=captions)
+        return lesion_overlay(
+            image.data, truth.data, masks, image.spacing_mm, affine=image.affine, title=title, captions=captions
+        )
 
     report_arm(
         ARM,

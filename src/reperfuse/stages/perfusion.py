@@ -105,7 +105,11 @@ def folds(params: Params) -> None:
 
 
 def tune(params: Params, *, join: bool = False) -> None:
-    """results/perfusion/tune: the search, scored by mean absolute error [s] on each validation fold."""
+    """results/perfusion/tune: the search, scored by root mean squared error [s] on each validation fold.
+
+    The square keeps the late tissue in view: by mean absolute error a map that is right nearly everywhere and misses
+    the hypoperfused tenth wins.
+    """
     from reperfuse.stages.learning import tune_arm
 
     tune_arm(params.perfusion, params.seed, _objective(), join=join)
@@ -122,9 +126,9 @@ def _objective() -> "Objective":
     from reperfuse.stages.learning import Objective
 
     def score(tmax: np.ndarray, reference: np.ndarray, mask: np.ndarray) -> float:
-        return float(np.abs(tmax - reference)[mask > 0].mean())
+        return float(np.sqrt(np.square(tmax - reference)[mask > 0].mean()))
 
-    return Objective(arm=ARM, metric="mae_s", higher_is_better=False, score=score)
+    return Objective(arm=ARM, metric="rmse_s", higher_is_better=False, score=score)
 
 
 def evaluate(params: Params) -> None:
@@ -211,7 +215,15 @@ def report(params: Params) -> None:
         reference = load_volume(layout.bids(ARM) / paths["reference"])
         series = load_volume(layout.bids(ARM) / paths["image"])
         brain = threshold_mask(series.data, params.perfusion.preprocess.threshold_fraction)
-        return tmax_panels(reference.data, predictions, brain, reference.spacing_mm, title=title, captions=captions)
+        return tmax_panels(
+            reference.data,
+            predictions,
+            brain,
+            reference.spacing_mm,
+            affine=reference.affine,
+            title=title,
+            captions=captions,
+        )
 
     report_arm(
         ARM,

@@ -12,6 +12,7 @@ from reperfuse.evaluation import figures
 from reperfuse.evaluation.metrics import METRICS
 from reperfuse.evaluation.report import render_report
 from reperfuse.evaluation.resolution import curve
+from reperfuse.evaluation.summary import ranked_subjects
 from reperfuse.files import read_json
 from reperfuse.imaging.volume import load_volume
 from reperfuse.stages import layout
@@ -50,15 +51,16 @@ def report_arm(
     scores = read_table(results / "evaluate" / "scores.csv", arm)
     study = read_table(results / "resolution" / "scores.csv", arm)
     validation = read_table(results / "tune" / "validation.csv", arm)
+    chosen_by = read_json(layout.best_json(arm))["metric"]
     record = read_json(layout.models(arm) / "run.json")
     sides = cohort.merge(folds[["participant_id", "side"]], on="participant_id", how="left")["side"]
     page: dict[str, Figure] = {
         "cohort volumes": figures.volume_histogram(cohort[sizes], sides=sides, label=SIZE_LABELS[sizes]),
-        "folds": figures.fold_dots(validation, metric),
+        "folds": figures.fold_dots(validation, chosen_by),
         "training": figures.training_curve(read_table(layout.models(arm) / "history.csv", arm)),
         "scores": figures.score_dots(scores, metric),
     }
-    for label, participant in ranked(scores, metric, n_overlays):
+    for label, participant in ranked_subjects(scores, metric, n=n_overlays).items():
         rows = scores[scores["participant_id"] == participant].set_index("method")
         shown = {method: rows.loc[method, metric] for method in rows.index if method != "baseline_empty"}
         page[f"overlay {label} {participant}"] = overlay(
@@ -97,21 +99,6 @@ def report_arm(
 
 
 SIZE_LABELS = {"lesion_volume_ml": "Lesion volume [mL]", "hypoperfused_ml": "Volume with Tmax > 6 s [mL]"}
-
-
-def ranked(scores: pd.DataFrame, metric: str, count: int) -> list[tuple[str, str]]:
-    """(label, participant) of the subjects to draw: best, median, worst by the model, then evenly between."""
-    better = METRICS[metric].better
-    model = scores[(scores["method"] == "model") & scores[metric].notna()]
-    worth = {"higher": -model[metric], "lower": model[metric], "zero": model[metric].abs()}[better]
-    order = model.assign(worth=worth).sort_values(["worth", "participant_id"])["participant_id"].tolist()
-    if not order:
-        return []
-    last = len(order) - 1
-    places = {0: "best", last // 2: "median", last: "worst"} if last > 1 else {0: "best", last: "worst"}
-    for place in np.linspace(0, last, count).round().astype(int):
-        places.setdefault(int(place), f"rank {place + 1} of {last + 1}")
-    return [(label, order[place]) for place, label in places.items()][:count]
 
 
 def prediction(arm: str, participant: str, method: str) -> np.ndarray:

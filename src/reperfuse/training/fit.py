@@ -364,14 +364,12 @@ def _readable_state(state_dir: Path, about: str) -> Path | None:
 
 def _run(trainer: lightning.Trainer, module: TrainingModule, loader: DataLoader, resume: Path | None) -> None:
     """`trainer.fit`, with Ctrl-C and SIGTERM let through: Lightning exits with 1 on the one and with 0 on the other."""
-    on_interrupt = signal.getsignal(signal.SIGINT)
     try:
         trainer.fit(module, loader, ckpt_path=resume, weights_only=True)
     except SystemExit as error:
         if trainer.received_sigterm:
             raise SystemExit(128 + signal.SIGTERM) from error
         if isinstance(error.__context__, KeyboardInterrupt):
-            signal.signal(signal.SIGINT, on_interrupt)  # Lightning left it ignored
             raise KeyboardInterrupt from None
         raise
 
