@@ -49,7 +49,7 @@ class Tune(Section):
     )
     prune: bool = Field(True, description="stop a trial between folds when it loses against the best one (Wilcoxon)")
     workers: int = Field(1, ge=1, le=64, description="processes that share the study on this machine")
-    epochs: int = Field(3, ge=1, description="epochs of each fold; shorter than the final training")
+    epochs: int = Field(2, ge=1, description="epochs of each fold; shorter than the final training")
     space: dict[str, dict[str, Any]] = Field(
         default_factory=dict,
         description="what is searched: a field of `train`, or `network_kwargs.NAME`, to {low, high, log, step} or {choices}",
@@ -147,17 +147,17 @@ class LesionTrain(Train):
     """The final training of the lesion arm."""
 
     network: str = "unet3d"
-    network_kwargs: dict[str, Any] = {"widths": [8, 16, 32, 64]}
+    network_kwargs: dict[str, Any] = {"widths": [12, 24, 48, 96]}
     loss: str = "dice_bce"
-    epochs: int = 12
+    epochs: int = 16
     steps_per_epoch: int = 25
     batch_size: int = 2
-    patch_size: tuple[int, int, int] | None = (64, 64, 64)
+    patch_size: tuple[int, int, int] | None = (48, 48, 48)
     foreground_fraction: float = 0.7
     augment: Literal["none", "light"] = "light"
     optimiser: Literal["adam", "adamw"] = "adamw"
     schedule: Literal["constant", "cosine", "polynomial"] = "cosine"
-    learning_rate: float = 3e-3
+    learning_rate: float = 5e-3
     weight_decay: float = 1e-4
 
 
@@ -169,7 +169,7 @@ class LesionParams(Section):
     folds: Folds = Folds()
     tune: Tune = Tune(
         space={
-            "learning_rate": {"low": 1e-3, "high": 1e-2, "log": True},
+            "learning_rate": {"low": 2e-3, "high": 2e-2, "log": True},
             "loss": {"choices": ["dice_bce", "soft_dice"]},
         }
     )
