@@ -42,6 +42,9 @@ lint: $(VENV)/.installed  ## ruff and mypy
 ui: $(VENV)/.installed  ## the MLflow UI on this machine
 	@$(RUN) reperfuse ui
 
+serve: $(VENV)/.installed  ## Prefect's server and a worker, until Ctrl-C
+	@$(RUN) python -m flows.serve
+
 bench: $(VENV)/.installed  ## side-by-side timings against named peers
 	@for script in benchmarks/bench_*.py; do echo "== $$script"; $(RUN) python $$script || exit 1; done
 

@@ -1,0 +1,58 @@
+"""Names, bounds and defaults of params.yaml."""
+
+from pathlib import Path
+
+import pytest
+
+from reperfuse.errors import InputError
+from reperfuse.params import Params, Section, Train, load_params
+from reperfuse.stages.learning import with_overrides
+
+
+def sections(model: type[Section], seen: set[type[Section]] | None = None) -> set[type[Section]]:
+    seen = set() if seen is None else seen
+    if model not in seen:
+        seen.add(model)
+        for field in model.model_fields.values():
+            if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+                sections(field.annotation, seen)
+    return seen
+
+
+def described(section: type[Section], name: str) -> bool:
+    return any(
+        parent.model_fields[name].description
+        for parent in section.__mro__
+        if isinstance(parent, type) and issubclass(parent, Section) and name in parent.model_fields
+    )
+
+
+@pytest.mark.parametrize("section", sorted(sections(Params), key=lambda section: section.__name__))
+def test_every_parameter_says_what_it_is(section: type[Section]) -> None:
+    for name, field in section.model_fields.items():
+        is_section = isinstance(field.annotation, type) and issubclass(field.annotation, Section)
+        assert is_section or described(section, name), f"{section.__name__}.{name}"
+
+
+def test_parameters_do_not_change_under_way() -> None:
+    with pytest.raises(ValueError):
+        Params().lesion.train.epochs = 3  # type: ignore[misc]
+
+
+def test_an_unknown_key_deep_down_is_named_in_full(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text("perfusion: {resolution: {tr: [1, 2]}}")
+    with pytest.raises(InputError, match=r"perfusion\.resolution\.tr is not a parameter; did you mean tr_s\?"):
+        load_params(path)
+
+
+def test_an_override_reaches_into_the_networks_arguments() -> None:
+    train: Train = Params().lesion.train
+    changed = with_overrides(train, {"network_kwargs.normalisation": "group", "learning_rate": 0.5})
+    assert changed.network_kwargs == train.network_kwargs | {"normalisation": "group"}
+    assert changed.learning_rate == 0.5 and train.learning_rate != 0.5
+
+
+def test_an_override_that_is_no_field_is_named() -> None:
+    with pytest.raises(InputError, match="momentum"):
+        with_overrides(Params().lesion.train, {"momentum": 0.9})

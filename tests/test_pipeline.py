@@ -1,0 +1,238 @@
+"""The whole way, small: what is stale, what is kept, what comes back, and where DVC, MLflow and state meet."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import Workspace
+
+ARMS = ("lesion", "perfusion")
+
+
+def read(workspace: Workspace, path: str) -> dict:
+    return json.loads((workspace.root / path).read_text(encoding="utf-8"))
+
+
+def runs(workspace: Workspace, monkeypatch: pytest.MonkeyPatch, arm: str, query: str = "") -> list:
+    from reperfuse import tracking
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{workspace.root}/mlruns/mlflow.db")
+    store = tracking.client()
+    experiment = store.get_experiment_by_name(arm)
+    assert experiment is not None
+    return list(store.search_runs([experiment.experiment_id], query, max_results=1000))
+
+
+def append(path: Path, text: str) -> None:
+    path.write_text(path.read_text(encoding="utf-8") + text, encoding="utf-8")
+
+
+# ---- what a finished pipeline looks like ----------------------------------------------------------------------------
+def test_a_finished_pipeline_is_not_stale(finished: Workspace) -> None:
+    assert "up to date" in finished.run("dvc", "repro").stdout
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_tuning_and_training_never_see_the_hold_out(finished: Workspace, arm: str) -> None:
+    folds = pd.read_csv(finished.root / "results" / arm / "folds.csv")
+    held_out = set(folds.loc[folds["side"] == "holdout", "participant_id"])
+    validated = set(pd.read_csv(finished.root / "results" / arm / "tune" / "validation.csv")["participant_id"])
+    scored = set(pd.read_csv(finished.root / "results" / arm / "evaluate" / "scores.csv")["participant_id"])
+    assert held_out and not validated & held_out
+    assert scored == held_out
+    assert validated == set(folds.loc[folds["side"] == "train", "participant_id"])
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_runs_nest_as_study_trial_fold(finished: Workspace, monkeypatch: pytest.MonkeyPatch, arm: str) -> None:
+    found = runs(finished, monkeypatch, arm)
+    by_id = {run.info.run_id: run for run in found}
+    kinds = {run.info.run_id: run.data.tags["kind"] for run in found}
+    for run in found:
+        parent = run.data.tags.get("mlflow.parentRunId")
+        assert {"fold": "trial", "trial": "study"}.get(kinds[run.info.run_id]) == (kinds[parent] if parent else None)
+        assert run.info.status == "FINISHED"
+    assert sorted(set(kinds.values())) == ["fold", "model", "study", "trial"]
+    study = next(run for run in by_id.values() if kinds[run.info.run_id] == "study")
+    assert study.data.tags["lineage.data_revision"] != "none"
+
+
+@pytest.mark.parametrize(("arm", "metric", "steps"), [("lesion", "dice", [4, 8]), ("perfusion", "mae_s", [1500, 3000])])
+def test_the_resolution_study_is_a_curve_in_mlflow(
+    finished: Workspace, monkeypatch: pytest.MonkeyPatch, arm: str, metric: str, steps: list[int]
+) -> None:
+    from reperfuse import tracking
+
+    model = runs(finished, monkeypatch, arm, "tags.kind = 'model'")[0]
+    history = tracking.client().get_metric_history(model.info.run_id, f"resolution/{metric}")
+    assert sorted(point.step for point in history) == steps
+    assert f"holdout/{metric}" in model.data.metrics
+
+
+@pytest.mark.parametrize(("arm", "channels"), [("lesion", 1), ("perfusion", 60)])
+def test_the_champion_from_the_registry_predicts_what_the_trained_model_did(
+    finished: Workspace, monkeypatch: pytest.MonkeyPatch, arm: str, channels: int
+) -> None:
+    from reperfuse import tracking
+    from reperfuse.networks import load_network
+    from reperfuse.training.predict import predict_volume
+
+    if not finished_has_champion(finished, monkeypatch, arm):
+        pytest.skip("the small model did not beat its baselines, so the gate kept it from being champion")
+    image = np.random.default_rng(0).normal(size=(channels, 16, 16, 8)).astype(np.float32)
+    trained, _ = load_network(finished.root / "models" / arm)
+    registered, _ = load_network(tracking.fetch_model(f"models:/{arm}@champion"))
+    np.testing.assert_array_equal(predict_volume(trained, image), predict_volume(registered, image))
+
+
+def finished_has_champion(workspace: Workspace, monkeypatch: pytest.MonkeyPatch, arm: str) -> bool:
+    from reperfuse import tracking
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{workspace.root}/mlruns/mlflow.db")
+    return tracking.champion(arm) is not None
+
+
+def test_the_small_perfusion_model_beats_its_baselines_and_is_champion(
+    finished: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert finished_has_champion(finished, monkeypatch, "perfusion")
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_the_report_stands_alone_and_says_what_it_is_not_for(finished: Workspace, arm: str) -> None:
+    page = (finished.root / "reports" / f"{arm}.html").read_text(encoding="utf-8")
+    assert "Research use only" in page
+    assert "http://" not in page.replace("http://www.w3.org", "") and "<script" not in page
+    assert page.count("data:image/") >= 6
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_nobody_is_named_in_what_is_versioned_or_reported(finished: Workspace, arm: str) -> None:
+    import pydicom
+
+    files = [path for path in (finished.root / "inbox" / "perfusion").rglob("*") if path.is_file()]
+    header = pydicom.dcmread(files[0], stop_before_pixels=True)
+    persons = [str(header.PatientName), header.PatientID, header.StudyInstanceUID, header.InstitutionName]
+    for path in [*(finished.root / "results" / arm).rglob("*"), *(finished.root / "data/bids" / arm).rglob("*.json")]:
+        if path.suffix in (".json", ".csv"):
+            text = path.read_text(encoding="utf-8")
+            assert not [person for person in persons if person in text], path
+
+
+# ---- only what depends on a change runs again -----------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("section", "name", "value", "stages"),
+    [
+        ("report", "n_overlays", 1, ["report"]),
+        ("resolution", "profile", "box", ["resolution", "report"]),
+        ("evaluate", "bootstrap_samples", 200, ["evaluate", "resolution", "report"]),
+        ("train", "epochs", 3, ["tune", "train", "evaluate", "resolution", "report"]),
+    ],
+)
+def test_one_parameter_makes_only_its_dependants_stale(
+    spare: Workspace, section: str, name: str, value: object, stages: list[str]
+) -> None:
+    spare.edit_params(lambda content: content["lesion"][section].update({name: value}))
+    assert spare.stale("lesion-report") == [f"lesion-{stage}" for stage in stages]
+    assert spare.stale("perfusion-report") == []
+
+
+@pytest.mark.parametrize(
+    ("room", "stages"),
+    [
+        ("evaluation/figures.py", ["report"]),
+        ("evaluation/baselines.py", ["evaluate", "resolution", "report"]),
+        ("training/tune.py", ["tune", "train", "evaluate", "resolution", "report"]),
+        ("perfusion/maps.py", []),
+        ("tracking/runs.py", []),
+    ],
+)
+def test_one_rooms_code_makes_only_its_dependants_stale(spare: Workspace, room: str, stages: list[str]) -> None:
+    append(spare.root / "src" / "reperfuse" / room, "\n# changed\n")
+    stale = spare.stale("lesion-report")
+    # DVC lists what may change: everything behind the first stage that must run.
+    assert stale[:1] == [f"lesion-{stage}" for stage in stages[:1]]
+    assert set(stale) <= {f"lesion-{stage}" for stage in stages}
+
+
+# ---- where DVC, MLflow and resumable state meet ---------------------------------------------------------------------
+def test_outputs_restored_after_a_lost_store_still_end_in_a_champion(
+    spare: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = read(spare, "models/perfusion/run.json")
+    shutil.rmtree(spare.root / "mlruns")
+    for folder in ("models", "results", "reports"):
+        shutil.rmtree(spare.root / folder)
+    assert "Running stage" not in spare.run("dvc", "repro", "perfusion-report").stdout
+    assert "is the champion" in spare.run("reperfuse", "promote", "perfusion").stdout
+    restored = runs(spare, monkeypatch, "perfusion")
+    assert [run.data.tags["reperfuse.restored_from"] for run in restored] == [before["run_id"]]
+    assert restored[0].data.metrics["holdout/mae_s"] == pytest.approx(
+        read(spare, "results/perfusion/evaluate/metrics.json")["mae_s"]
+    )
+    assert "already" in spare.run("reperfuse", "promote", "perfusion").stdout
+    assert len(runs(spare, monkeypatch, "perfusion")) == 1
+
+
+def test_an_experiment_in_a_temporary_copy_logs_to_the_same_store(
+    spare: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from reperfuse import tracking
+
+    git = ["git", "-c", "user.name=test", "-c", "user.email=test@example.org", "-C", str(spare.root)]
+    subprocess.run([*git, "commit", "--quiet", "--all", "--message", "finished"], check=True)
+    run_id = read(spare, "models/perfusion/run.json")["run_id"]
+    params = (spare.root / "params.yaml").read_text(encoding="utf-8")
+
+    def evaluations() -> int:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{spare.root}/mlruns/mlflow.db")
+        return len(tracking.client().get_metric_history(run_id, "holdout/mae_s"))
+
+    before = evaluations()
+    identity = {"GIT_AUTHOR_NAME": "test", "GIT_AUTHOR_EMAIL": "t@example.org"}
+    identity |= {"GIT_COMMITTER_NAME": "test", "GIT_COMMITTER_EMAIL": "t@example.org"}
+    change = "perfusion.evaluate.bootstrap_samples=150"
+    spare.run("dvc", "exp", "run", "--temp", "-S", change, "perfusion-evaluate", **identity)
+    assert evaluations() == before + 1
+    assert (spare.root / "params.yaml").read_text(encoding="utf-8") == params
+
+
+def test_a_killed_training_continues_in_its_own_run(spare: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    epochs = 40
+    spare.edit_params(lambda content: content["perfusion"]["train"].update({"epochs": epochs, "steps_per_epoch": 4}))
+    command = [sys.executable, "-m", "reperfuse", "train", "perfusion"]
+    process = subprocess.Popen(command, cwd=spare.root, env=spare.environment(), stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith("epoch 4/"):
+            break
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    started = {run.info.run_id for run in runs(spare, monkeypatch, "perfusion", "tags.kind = 'model'")}
+    said = spare.run("reperfuse", "train", "perfusion").stderr
+    assert "epoch 4/" not in said and f"epoch {epochs}/{epochs}" in said
+    assert {run.info.run_id for run in runs(spare, monkeypatch, "perfusion", "tags.kind = 'model'")} == started
+    assert read(spare, "models/perfusion/run.json")["run_id"] in started
+    history = pd.read_csv(spare.root / "models" / "perfusion" / "history.csv")
+    assert history["epoch"].tolist() == list(range(1, epochs + 1))
+
+
+def test_a_worker_joins_a_search_and_the_count_of_trials_holds(spare: Workspace) -> None:
+    spare.edit_params(lambda content: content["perfusion"]["tune"].update({"n_trials": 5, "workers": 2}))
+    spare.run("reperfuse", "tune", "perfusion")
+    trials = pd.read_csv(spare.root / "results" / "perfusion" / "tune" / "trials.csv")
+    assert len(trials) == 5 and set(trials["state"]) <= {"complete", "pruned"}
+
+
+def test_a_study_of_a_registered_model_goes_beside_the_pipelines_own(spare: Workspace) -> None:
+    before = (spare.root / "results/perfusion/resolution/scores.csv").read_bytes()
+    spare.run("reperfuse", "resolution", "perfusion", "--model", "models:/perfusion@champion", "--out", "study")
+    assert (spare.root / "study" / "scores.csv").read_bytes() == before
+    refused = spare.run("reperfuse", "resolution", "perfusion", "--model", "models/perfusion", check=False)
+    assert refused.returncode == 2 and "--out" in refused.stderr
