@@ -235,6 +235,7 @@ class PerfusionTrain(Train):
     optimiser: Literal["adam", "adamw"] = "adam"
     schedule: Literal["constant", "cosine", "polynomial"] = "cosine"
     learning_rate: float = 1e-2
+    precision: Literal["auto", "32", "bf16-mixed"] = "32"
     weight_decay: float = 0.0
 
 

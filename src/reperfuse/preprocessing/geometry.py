@@ -119,6 +119,8 @@ def resample(
 
     def on_grid(frame: NDArray[Any]) -> NDArray[Any]:
         matrix, offset = to_source[:3, :3], to_source[:3, 3]
+        if np.count_nonzero(matrix - np.diag(np.diag(matrix))) == 0:
+            matrix = np.diag(matrix)  # axes in parallel: scipy then computes weights per axis, not per voxel
         return ndimage.affine_transform(frame, matrix, offset, shape, order=spline, mode="nearest")
 
     if data.ndim == 4:
