@@ -31,7 +31,7 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
         room = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
     except OSError as error:
         raise InputError(
-            f"{path.parent} cannot be written to ({error.strerror}): choose another output folder or mend its permissions."
+            f"{path.parent} cannot be written to ({error.strerror}): choose another folder or mend its permissions."
         ) from error
     try:
         # The name is kept inside the room, because libraries choose a format by its ending.

@@ -52,7 +52,7 @@ class Tune(Section):
     epochs: int = Field(2, ge=1, description="epochs of each fold; shorter than the final training")
     space: dict[str, dict[str, Any]] = Field(
         default_factory=dict,
-        description="what is searched: a field of `train`, or `network_kwargs.NAME`, to {low, high, log, step} or {choices}",
+        description="a field of `train`, or `network_kwargs.NAME`, to {low, high, log, step} or {choices}",
     )
 
 
@@ -199,7 +199,7 @@ class PerfusionPreprocess(Section):
     tr_s: float = Field(1.5, gt=0, description="time between them [s]; other series are interpolated onto it")
     align_bolus: bool = Field(
         True,
-        description="shift time so that the bolus reaches the brain at `bolus_frame`; the network sees no AIF, so it cannot know otherwise",
+        description="shift time so that the bolus arrives at `bolus_frame`: the network sees no AIF to tell when",
     )
     bolus_frame: int = Field(12, ge=1, description="frame of arrival after alignment")
 
@@ -297,7 +297,7 @@ def load_params(path: Path | str = "params.yaml") -> Params:
 def _sentence(problem: Any) -> str:
     key = ".".join(str(part) for part in problem["loc"])
     if problem["type"] != "extra_forbidden":
-        return f"{key} = {problem['input']!r} is not possible ({problem['msg'].lower()}); see `{key.rpartition('.')[0] or key}` in params.py."
+        return f"{key} = {problem['input']!r} is not possible ({problem['msg'].lower()}); see params.py."
     model: Any = Params
     for part in problem["loc"][:-1]:
         model = model.model_fields[part].annotation

@@ -16,6 +16,10 @@ Table = dict[str, Any]
 
 COLUMN_LABELS = {
     "lesion_volume_ml": "Lesion volume [mL]",
+    "hypoperfused_ml": "Volume with Tmax > 6 s [mL]",
+    "n_sessions": "Sessions",
+    **{f"n_{axis}": f"Voxels along {axis}" for axis in "ijk"},
+    **{f"spacing_{axis}_mm": f"Spacing along {axis} [mm]" for axis in "ijk"},
     "n_frames": "Time frames",
     "te_s": "Echo time TE [s]",
     "tr_s": "Repetition time TR [s]",

@@ -171,8 +171,10 @@ def log_curves(run: tracking.Run, curves: pd.DataFrame, level_name: str) -> None
     """
     scale = 1000 if level_name.endswith("_s") else 1
     model = curves[curves["method"] == "model"]
-    for (metric, level), part in model.groupby(["metric", level_name], sort=False):  # type: ignore[misc]
-        run.log_metrics({f"resolution/{metric}": part["mean"].mean()}, step=round(level * scale))
+    for level, at_level in model.groupby(level_name, sort=False):
+        means = at_level.groupby("metric")["mean"].mean()
+        step = round(float(str(level)) * scale)
+        run.log_metrics({f"resolution/{metric}": value for metric, value in means.items()}, step=step)
 
 
 def study_folder(model: str | None, out: Path | None) -> Path | None:

@@ -291,7 +291,7 @@ def train_arm(settings: ArmParams, seed: int, objective: Objective) -> None:
 
 def log_model_of(run: tracking.Run, folder: Path) -> str:
     """URI of the model in `folder`, logged to `run` with its signature; the same files give the same URI."""
-    network, described = load_network(folder)
+    network, _ = load_network(folder)
     channels = next(parameter for parameter in network.parameters() if parameter.ndim > 1).shape[1]
     return tracking.log_model(
         run,

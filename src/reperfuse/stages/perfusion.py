@@ -203,9 +203,9 @@ def _assessment(
 def report(params: Params) -> None:
     """reports/perfusion.html."""
     from reperfuse.evaluation.figures import tmax_panels
-    from reperfuse.stages.processed import description
     from reperfuse.imaging.volume import load_volume
     from reperfuse.preprocessing.brain import threshold_mask
+    from reperfuse.stages.processed import description
     from reperfuse.stages.reporting import report_arm
 
     def overlay(

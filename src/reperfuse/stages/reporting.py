@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from matplotlib.figure import Figure
 
 from reperfuse import tracking
@@ -13,6 +12,7 @@ from reperfuse.evaluation.metrics import METRICS
 from reperfuse.evaluation.report import render_report
 from reperfuse.evaluation.resolution import curve
 from reperfuse.evaluation.summary import ranked_subjects
+from reperfuse.evaluation.tables import COLUMN_LABELS
 from reperfuse.files import read_json
 from reperfuse.imaging.volume import load_volume
 from reperfuse.stages import layout
@@ -51,13 +51,16 @@ def report_arm(
     scores = read_table(results / "evaluate" / "scores.csv", arm)
     study = read_table(results / "resolution" / "scores.csv", arm)
     validation = read_table(results / "tune" / "validation.csv", arm)
+    history = read_table(layout.models(arm) / "history.csv", arm)
     chosen_by = read_json(layout.best_json(arm))["metric"]
     record = read_json(layout.models(arm) / "run.json")
     sides = cohort.merge(folds[["participant_id", "side"]], on="participant_id", how="left")["side"]
     page: dict[str, Figure] = {
-        "cohort volumes": figures.volume_histogram(cohort[sizes], sides=sides, label=SIZE_LABELS[sizes]),
+        "cohort volumes": figures.volume_histogram(cohort[sizes], sides=sides, label=COLUMN_LABELS[sizes]),
         "folds": figures.fold_dots(validation, chosen_by),
-        "training": figures.training_curve(read_table(layout.models(arm) / "history.csv", arm)),
+        "training": figures.training_curve(
+            history[["epoch", *(name for name in history.columns.astype(str) if "loss" in name)]]
+        ),
         "scores": figures.score_dots(scores, metric),
     }
     for label, participant in ranked_subjects(scores, metric, n=n_overlays).items():
@@ -96,9 +99,6 @@ def report_arm(
         run.log_artifact(path, "report")
         for name, figure in page.items():
             run.log_figure(figure, f"figures/{name.replace(' ', '_')}.png")
-
-
-SIZE_LABELS = {"lesion_volume_ml": "Lesion volume [mL]", "hypoperfused_ml": "Volume with Tmax > 6 s [mL]"}
 
 
 def prediction(arm: str, participant: str, method: str) -> np.ndarray:
