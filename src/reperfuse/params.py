@@ -149,7 +149,7 @@ class LesionTrain(Train):
     network: str = "unet3d"
     network_kwargs: dict[str, Any] = {"widths": [12, 24, 48, 96]}
     loss: str = "dice_bce"
-    epochs: int = 16
+    epochs: int = 14
     steps_per_epoch: int = 25
     batch_size: int = 2
     patch_size: tuple[int, int, int] | None = (48, 48, 48)

@@ -17,9 +17,7 @@ from reperfuse.files import write_json
 from reperfuse.imaging.volume import Volume, save_volume
 from reperfuse.stages import layout
 from reperfuse.stages.processed import read_folds, write_table
-
-SCORES_TABLE = "tables/scores.csv"
-"""Artifact of a run that holds its hold-out scores, by which a later challenger is compared."""
+from reperfuse.stages.scores import SCORES_TABLE, logged_names
 
 Predict = Callable[[Volume], np.ndarray]
 """From an image on the model's grid to a prediction on that grid."""
@@ -83,7 +81,8 @@ def evaluate_arm(asked: Assessment) -> pd.DataFrame:
             prediction = asked.on_truth_grid(predict(case.image), case)
             save_volume(
                 out / "predictions" / participant / f"{method}.nii.gz",
-                Volume(prediction.astype(np.float32), case.truth.affine),
+                # Two decimals are finer than any use of these files, and compress in half the time.
+                Volume(prediction.astype(np.float32).round(2), case.truth.affine),
             )
             rows.append({"participant_id": participant, "method": method} | asked.score(prediction, case))
     scores = pd.DataFrame(rows)
@@ -148,20 +147,6 @@ def resolution_arm(
             run.log_table(curves, "tables/resolution_curve.csv")
             write_json(folder / "run.json", {"run_id": run.origin, "metrics": scalars})
     return scores
-
-
-def logged_names(flat: Mapping[str, float]) -> dict[str, float]:
-    """Names under which MLflow groups the hold-out: `holdout/dice`, and `baseline/empty/dice` for the others.
-
-    Examples
-    --------
-    >>> logged_names({"dice": 0.6, "baseline_empty/dice": 0.0})
-    {'holdout/dice': 0.6, 'baseline/empty/dice': 0.0}
-    """
-    return {
-        name.replace("baseline_", "baseline/", 1) if name.startswith("baseline_") else f"holdout/{name}": value
-        for name, value in flat.items()
-    }
 
 
 def log_curves(run: tracking.Run, curves: pd.DataFrame, level_name: str) -> None:

@@ -5,12 +5,13 @@ import signal
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from datetime import date, datetime, timedelta
+from hashlib import sha256
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 from reperfuse.errors import InputError
-from reperfuse.files import atomic_path, read_json, write_json
+from reperfuse.files import atomic_path, read_json, sha256_of, write_json
 
 ARMS = ("lesion", "perfusion")
 
@@ -111,9 +112,14 @@ def demo_data(
         plan = _perfusion_plan if arm == "perfusion" else _lesion_plan
         plans[arm] = dict(plan(count, seed, full_size))
         _refuse_strangers(inbox, arm)
+    written: dict[str, dict[str, Any]] = {}
     for arm, plan_of_arm in plans.items():
+        content = {"arm": arm, "seed": seed, "full_size": full_size, "folders": sorted(plan_of_arm), "code": _code()}
+        if _is_there(inbox, arm, content):
+            print(f"demo data, {arm}: {len(plan_of_arm)} subjects are there already.")
+            continue
+        written[arm] = content
         _clear_leftovers(inbox, arm, set(plan_of_arm))
-        content = {"arm": arm, "seed": seed, "full_size": full_size, "folders": sorted(plan_of_arm)}
         write_json(truth_folder(inbox) / arm / MANIFEST, content)
         if arm == "lesion":
             write_json(inbox / arm / "dataset_description.json", DESCRIPTION)
@@ -122,6 +128,32 @@ def demo_data(
             jobs.append((how.pop("cost"), arm, write, {"inbox": inbox, "folder": folder, **how}))
     jobs.sort(key=lambda job: -job[0])  # the long ones first, or a worker ends up waiting for the last
     _run([(arm, write, how) for _, arm, write, how in jobs], workers)
+    for arm, content in written.items():
+        write_json(truth_folder(inbox) / arm / MANIFEST, {**content, "whole": _weight(inbox, arm)})
+
+
+def _weight(inbox: Path, arm: str) -> list[int]:
+    """How many files the arm has in the inbox and beside it, and how many bytes: enough to see that one is missing."""
+    sizes = [
+        path.stat().st_size
+        for root in (inbox / arm, truth_folder(inbox) / arm)
+        for path in root.rglob("*")
+        if path.is_file() and path.name != MANIFEST
+    ]
+    return [len(sizes), sum(sizes)]
+
+
+def _is_there(inbox: Path, arm: str, content: dict[str, Any]) -> bool:
+    """Whether an earlier call with the same arguments and code has written all of it."""
+    path = truth_folder(inbox) / arm / MANIFEST
+    return path.exists() and read_json(path) == {**content, "whole": _weight(inbox, arm)}
+
+
+def _code() -> str:
+    """SHA-256 of the code that makes the data: another code may make other data."""
+    rooms = Path(__file__).parents[1]
+    files = [Path(__file__), *sorted((rooms / "phantoms").glob("*.py")), *sorted((rooms / "imaging").glob("*.py"))]
+    return sha256("".join(sha256_of(path) for path in files).encode()).hexdigest()
 
 
 DESCRIPTION = {

@@ -407,6 +407,8 @@ def load_model(arm: str, model: str | None, preprocess: type[Preprocess]) -> Tra
     InputError
         If there is none, or it belongs to another arm.
     """
+    if model is None and not (layout.models(arm) / "model.json").exists():
+        raise InputError(f"{layout.models(arm)} holds no model: run `dvc repro {arm}-train`, or name one with --model.")
     folder = tracking.fetch_model(model or layout.models(arm))
     network, described = load_network(folder)
     extra = described["extra"]

@@ -14,9 +14,8 @@ from reperfuse.evaluation.summary import MODEL, paired_comparison
 from reperfuse.files import read_json
 from reperfuse.params import Arm, Params, Promote
 from reperfuse.stages import layout
-from reperfuse.stages.assessment import SCORES_TABLE, logged_names
-from reperfuse.stages.learning import log_model_of
 from reperfuse.stages.processed import read_table
+from reperfuse.stages.scores import SCORES_TABLE, logged_names
 
 METRIC = {"lesion": "dice", "perfusion": "mae_s"}
 """What the gate compares, per arm."""
@@ -36,15 +35,16 @@ def promote(arm: Arm, params: Params) -> str:
     scores = read_table(layout.results(arm) / "evaluate" / "scores.csv", arm)
     metrics = read_json(layout.results(arm) / "evaluate" / "metrics.json")
     digest = tracking.model_digest(folder)
+    version, champion = tracking.find_registered(arm, digest), tracking.champion(arm)
+    if version is not None and champion is not None and champion.version == version.version:
+        return f"{arm}: version {version.version} is the champion already."
     with tracking.resume(folder / "run.json") as run:
-        version = tracking.find_registered(arm, digest)
         if version is None:
+            from reperfuse.stages.learning import log_model_of  # loads PyTorch, which only a new model needs
+
             version = tracking.register(log_model_of(run, folder), arm)
         run.log_metrics(logged_names(metrics))
         run.log_table(scores, SCORES_TABLE)
-    champion = tracking.champion(arm)
-    if champion is not None and champion.version == version.version:
-        return f"{arm}: version {version.version} is the champion already."
     settings = params.lesion.promote if arm == "lesion" else params.perfusion.promote
     decision = decide(scores, None if champion is None else champion_scores(champion), METRIC[arm], settings)
     tracking.tag_version(
