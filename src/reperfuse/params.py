@@ -81,6 +81,13 @@ class Train(Section):
     num_workers: int = Field(0, ge=0, le=64, description="processes that load patches; 0 loads in the training process")
 
 
+class Evaluate(Section):
+    """The hold-out, scored once."""
+
+    bootstrap_samples: int = Field(2000, ge=100, description="resamples behind each interval")
+    level: float = Field(0.95, gt=0, lt=1, description="coverage of each interval")
+
+
 class Report(Section):
     """The HTML page."""
 
@@ -123,12 +130,10 @@ class LesionPreprocess(Section):
     )
 
 
-class LesionEvaluate(Section):
+class LesionEvaluate(Evaluate):
     """The hold-out, scored on the source grid."""
 
     probability_threshold: float = Field(0.5, gt=0, lt=1, description="above it a voxel is lesion")
-    bootstrap_samples: int = Field(2000, ge=100, description="resamples behind each interval")
-    level: float = Field(0.95, gt=0, lt=1, description="coverage of each interval")
 
 
 class LesionResolution(Section):
@@ -204,12 +209,10 @@ class PerfusionPreprocess(Section):
     bolus_frame: int = Field(12, ge=1, description="frame of arrival after alignment")
 
 
-class PerfusionEvaluate(Section):
+class PerfusionEvaluate(Evaluate):
     """The hold-out, scored on the source grid inside the brain."""
 
     tmax_threshold_s: float = Field(6.0, gt=0, description="hypoperfusion is Tmax above it [s]")
-    bootstrap_samples: int = Field(2000, ge=100, description="resamples behind each interval")
-    level: float = Field(0.95, gt=0, lt=1, description="coverage of each interval")
 
 
 class PerfusionResolution(Section):

@@ -10,13 +10,12 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from pydantic import BaseModel, ValidationError
-from torch import nn
+from pydantic import ValidationError
 
 from reperfuse import tracking
 from reperfuse.errors import InputError
@@ -27,7 +26,6 @@ from reperfuse.stages import layout
 from reperfuse.stages.processed import read_folds, write_table
 from reperfuse.training.fit import FitResult, FitSettings, Predict, fit
 from reperfuse.training.losses import ACTIVATIONS
-from reperfuse.training.predict import predict_volume
 from reperfuse.training.samples import Subject
 from reperfuse.training.tune import StudySummary, Trial, tune
 
@@ -35,9 +33,6 @@ ArmParams = LesionParams | PerfusionParams
 
 CODE = ("networks", "training", "evaluation/metrics.py", "stages/learning.py")
 """Rooms that decide what a training does: with other code, resumable state is another training's."""
-
-WINDOW, WHOLE_VOXELS = (128, 128, 128), 4_000_000
-"""Volumes above `WHOLE_VOXELS` are predicted in windows, which bounds memory at 1 mm."""
 
 
 @dataclass(frozen=True)
@@ -379,39 +374,3 @@ def state_folder(arm: str, stage: str, seed: int, train: Train, chosen: Mapping[
         for path in sorted([package / room] if room.endswith(".py") else (package / room).rglob("*.py")):
             digest.update(path.read_bytes())
     return tracking.repository_root() / ".reperfuse" / arm / digest.hexdigest()[:16] / stage
-
-
-# ---- use ------------------------------------------------------------------------------------------------------------
-Preprocess = TypeVar("Preprocess", bound=BaseModel)
-
-
-@dataclass(frozen=True)
-class TrainedModel(Generic[Preprocess]):
-    """A network with the preprocessing it was trained behind."""
-
-    network: nn.Module
-    activation: str
-    preprocess: Preprocess
-
-    def predict(self, array: np.ndarray) -> np.ndarray:
-        """Prediction, shape (I, J, K), for a preprocessed image, shape (C, I, J, K), in single precision on the CPU."""
-        window = WINDOW if np.prod(array.shape[1:]) > WHOLE_VOXELS else None
-        return predict_volume(self.network, array, patch_size=window, activation=self.activation, precision="32")
-
-
-def load_model(arm: str, model: str | None, preprocess: type[Preprocess]) -> TrainedModel[Preprocess]:
-    """The pipeline's own model in models/<arm>, or any registered or saved one.
-
-    Raises
-    ------
-    InputError
-        If there is none, or it belongs to another arm.
-    """
-    if model is None and not (layout.models(arm) / "model.json").exists():
-        raise InputError(f"{layout.models(arm)} holds no model: run `dvc repro {arm}-train`, or name one with --model.")
-    folder = tracking.fetch_model(model or layout.models(arm))
-    network, described = load_network(folder)
-    extra = described["extra"]
-    if extra.get("arm") != arm:
-        raise InputError(f"{model or folder} is a model of the arm {extra.get('arm')}, not {arm}: name another.")
-    return TrainedModel(network, extra["activation"], preprocess.model_validate(extra["preprocess"]))

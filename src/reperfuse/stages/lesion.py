@@ -137,8 +137,8 @@ def _assessment(
     from reperfuse.imaging.volume import Volume, load_volume
     from reperfuse.preprocessing.geometry import resample
     from reperfuse.stages.assessment import Assessment, Case
-    from reperfuse.stages.learning import load_model
     from reperfuse.stages.processed import description
+    from reperfuse.stages.trained import load_model
 
     settings = params.lesion.evaluate
     trained = load_model(ARM, model, LesionPreprocess)

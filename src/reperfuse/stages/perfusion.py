@@ -169,8 +169,8 @@ def _assessment(
     from reperfuse.perfusion.maps import perfusion_maps
     from reperfuse.preprocessing.brain import threshold_mask
     from reperfuse.stages.assessment import Assessment, Case
-    from reperfuse.stages.learning import load_model
     from reperfuse.stages.processed import description, training_arrays
+    from reperfuse.stages.trained import load_model
 
     settings = params.perfusion.evaluate
     trained = load_model(ARM, model, PerfusionPreprocess)

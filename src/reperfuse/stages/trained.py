@@ -1,0 +1,51 @@
+"""A trained model in use: its network, and the preprocessing it was trained behind."""
+
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import numpy as np
+from pydantic import BaseModel
+from torch import nn
+
+from reperfuse import tracking
+from reperfuse.errors import InputError
+from reperfuse.networks import load_network
+from reperfuse.stages import layout
+from reperfuse.training.predict import predict_volume
+
+WINDOW, WHOLE_VOXELS = (128, 128, 128), 4_000_000
+"""Volumes above `WHOLE_VOXELS` are predicted in windows, which bounds memory at 1 mm."""
+
+Preprocess = TypeVar("Preprocess", bound=BaseModel)
+
+
+@dataclass(frozen=True)
+class TrainedModel(Generic[Preprocess]):
+    """A network with the preprocessing it was trained behind."""
+
+    network: nn.Module
+    activation: str
+    preprocess: Preprocess
+
+    def predict(self, array: np.ndarray) -> np.ndarray:
+        """Prediction, shape (I, J, K), for a preprocessed image, shape (C, I, J, K), in single precision on the CPU."""
+        window = WINDOW if np.prod(array.shape[1:]) > WHOLE_VOXELS else None
+        return predict_volume(self.network, array, patch_size=window, activation=self.activation, precision="32")
+
+
+def load_model(arm: str, model: str | None, preprocess: type[Preprocess]) -> TrainedModel[Preprocess]:
+    """The pipeline's own model in models/<arm>, or any registered or saved one.
+
+    Raises
+    ------
+    InputError
+        If there is none, or it belongs to another arm.
+    """
+    if model is None and not (layout.models(arm) / "model.json").exists():
+        raise InputError(f"{layout.models(arm)} holds no model: run `dvc repro {arm}-train`, or name one with --model.")
+    folder = tracking.fetch_model(model or layout.models(arm))
+    network, described = load_network(folder)
+    extra = described["extra"]
+    if extra.get("arm") != arm:
+        raise InputError(f"{model or folder} is a model of the arm {extra.get('arm')}, not {arm}: name another.")
+    return TrainedModel(network, extra["activation"], preprocess.model_validate(extra["preprocess"]))
