@@ -24,8 +24,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def served(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Folder of the same model in a store."""
+def logged(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, list[Path]]]:
+    """Folder of the same model in a store, and what was logged there, before anybody's Python compiled it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path_factory.mktemp('store')}/mlflow.db")
         with tracking.run("perfusion", "model tmax_2layer") as run:
@@ -36,7 +36,14 @@ def served(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pa
                 pip_requirements=["torch==2.13.0"],
                 code_path=SERVED,
             )
-        yield tracking.fetch_model(uri).parents[1]
+        folder = tracking.fetch_model(uri).parents[1]
+        yield folder, list(folder.rglob("*"))
+
+
+@pytest.fixture
+def served(logged: tuple[Path, list[Path]]) -> Path:
+    """Folder of the model in the store."""
+    return logged[0]
 
 
 IN_ANOTHER_PROCESS = """
@@ -81,7 +88,7 @@ def test_the_signature_takes_any_size_but_not_other_channels(served: Path) -> No
         loaded.predict(np.zeros((1, 4, 7, 3, 1), dtype=np.float32))
 
 
-def test_nothing_in_a_logged_model_is_pickled(served: Path) -> None:
-    suffixes = {path.suffix for path in served.rglob("*") if path.is_file()}
+def test_nothing_in_a_logged_model_is_pickled(logged: tuple[Path, list[Path]]) -> None:
+    suffixes = {path.suffix for path in logged[1] if path.is_file()}
     assert not suffixes & {".pkl", ".pickle", ".pt", ".pth", ".bin", ".joblib"} and ".safetensors" in suffixes
-    assert not list(served.rglob("__pycache__"))
+    assert "__pycache__" not in {path.name for path in logged[1]}
