@@ -7,25 +7,13 @@ show that cost grows linearly with voxels. All in one process, the best of three
     python benchmarks/bench_deconvolution.py
 """
 
-import time
-from collections.abc import Callable
-
 import numpy as np
+from timing import best_of
 
 from reperfuse.perfusion.deconvolution import METHODS, residue_function
 
 FRAMES, DT = 60, 1.5
 SIZES = {"(64,64,12)": 64 * 64 * 12, "(128,128,12)": 128 * 128 * 12, "(128,128,24)": 128 * 128 * 24}
-
-
-def best_of(call: Callable[[], object], times: int = 3) -> float:
-    """Seconds of the fastest of some calls."""
-    seconds = []
-    for _ in range(times):
-        started = time.perf_counter()
-        call()
-        seconds.append(time.perf_counter() - started)
-    return min(seconds)
 
 
 def main() -> None:

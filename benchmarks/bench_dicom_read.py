@@ -9,28 +9,17 @@ best of three.
 
 import importlib.util
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pydicom
+from timing import best_of
 
 from reperfuse.imaging.dicom_read import find_series, read_dsc
 from reperfuse.imaging.dicom_write import write_dsc_series
 from reperfuse.phantoms.dsc import dsc_phantom
 
 SHAPE, FRAMES = (128, 128, 24), 60
-
-
-def best_of(call: Callable[[], object], times: int = 3) -> float:
-    """Seconds of the fastest of some calls."""
-    seconds = []
-    for _ in range(times):
-        started = time.perf_counter()
-        call()
-        seconds.append(time.perf_counter() - started)
-    return min(seconds)
 
 
 def peer(folder: Path) -> None:

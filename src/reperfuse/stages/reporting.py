@@ -58,9 +58,7 @@ def report_arm(
     page: dict[str, Figure] = {
         "cohort volumes": figures.volume_histogram(cohort[sizes], sides=sides, label=COLUMN_LABELS[sizes]),
         "folds": figures.fold_dots(validation, chosen_by),
-        "training": figures.training_curve(
-            history[["epoch", *(name for name in history.columns.astype(str) if "loss" in name)]]
-        ),
+        "training": figures.training_curve(history[["epoch", "loss"]]),
         "scores": figures.score_dots(scores, metric),
     }
     for label, participant in ranked_subjects(scores, metric, n=n_overlays).items():
