@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 from scipy.integrate import quad
 
+from reperfuse.phantoms.artery import ArterialInput, arterial_concentration
 from reperfuse.phantoms.dsc import K_ARTERY, dsc_phantom, vendor_tmax
 from reperfuse.phantoms.fields import rician, smooth_field
 from reperfuse.phantoms.head import TISSUES
-from reperfuse.phantoms.kinetics import RESIDUES, arterial_concentration, residue_tmax, tissue_concentration
+from reperfuse.phantoms.kinetics import RESIDUES, residue_tmax, tissue_concentration
 
 SMALL = {"shape": (32, 32, 6), "n_frames": 60}
 ONE = np.ones(1)
@@ -118,6 +119,47 @@ def test_noise_free_signal_of_an_artery_is_that_of_the_aif(clean):
     relative = clean.signal.data[artery] / clean.truth["s0"][artery][:, None]
     assert artery.sum() >= 10
     assert relative == pytest.approx(np.broadcast_to(np.exp(-0.03 * K_ARTERY * clean.aif), relative.shape), rel=1e-4)
+
+
+def test_noise_free_signal_of_the_sinus_is_that_of_the_vof(clean):
+    vein = clean.truth["tissue"] == TISSUES["vein"]
+    relative = clean.signal.data[vein] / clean.truth["s0"][vein][:, None]
+    assert relative == pytest.approx(np.broadcast_to(np.exp(-0.03 * clean.vof_delta_r2star), relative.shape), rel=1e-4)
+    assert clean.aif_delta_r2star == pytest.approx(K_ARTERY * clean.arterial(clean.signal.frame_times_s))
+
+
+def test_demo_patients_keep_the_transport_function_they_were_made_with():
+    truth = dsc_phantom(**SMALL, seed=3, dispersion_s=1.0).truth
+    lesion = truth["lesion"] > 0
+    how = {"dispersion_s": 1.0, "transport": "cellwise"}
+    assert truth["tmax"][lesion] == pytest.approx(residue_tmax(truth["mtt"][lesion], truth["delay"][lesion], **how))
+
+
+def test_another_arterial_input_leaves_the_patient_as_it_was(clean):
+    late = dsc_phantom(**SMALL, seed=3, snr=np.inf, aif=ArterialInput("injection", arrival_s=25.0))
+    assert all(np.array_equal(late.truth[key], clean.truth[key]) for key in clean.truth)
+    assert late.facts["arrival_s"] == 25.0 and late.aif.argmax() > clean.aif.argmax() + 4
+
+
+def test_agent_is_scaled_by_the_dose_and_no_dose_is_no_bolus():
+    none, half, full = (
+        dsc_phantom(**SMALL, seed=3, snr=np.inf, aif=ArterialInput(dose=dose)).signal.data for dose in (0.0, 0.5, 1.0)
+    )
+    assert np.ptp(none, axis=-1).max() == 0
+    inside = none[..., 0] > 0
+    assert np.sqrt(none[inside] * full[inside]) == pytest.approx(half[inside], rel=1e-4)
+
+
+def test_motion_lost_frames_and_an_unsteady_start_leave_truth_and_noise_alone(phantom):
+    trajectory = np.zeros((60, 6))
+    trajectory[30:, 0] = 4.0
+    ill = dsc_phantom(**SMALL, seed=3, snr=40.0, trajectory=trajectory, unsteady_frames=2, missing=(7, (9, 1)))
+    assert all(np.array_equal(ill.truth[key], phantom.truth[key]) for key in phantom.truth)
+    untouched = [k for k in range(2, 30) if k not in (7, 9)]
+    assert np.array_equal(ill.signal.data[..., untouched], phantom.signal.data[..., untouched])
+    assert not ill.signal.data[..., 7].any() and not ill.signal.data[:, :, 1, 9].any()
+    assert ill.signal.data[..., 0].mean() > 1.3 * phantom.signal.data[..., 0].mean()
+    assert ill.displacement_mm[29] == 0 and ill.displacement_mm[30] == pytest.approx(4.0)
 
 
 def test_measured_snr_is_the_snr_asked_for(phantom):

@@ -3,8 +3,12 @@
 from itertools import pairwise
 
 import numpy as np
+from scipy.ndimage import uniform_filter
 
 from reperfuse.phantoms.fields import smooth_field
+
+FIELD_OF_VIEW_MM = 220.0
+"""In-plane extent [mm] of the grid along both axes."""
 
 FOLD_SCALE_MM = 6.0
 """Correlation length [mm] of the field whose zero sheets are the sulci; neighbouring sulci are 15-20 mm apart."""
@@ -141,9 +145,45 @@ def tissue_labels(anatomy: dict[str, np.ndarray]) -> np.ndarray:
 
 def baseline_signal(
     anatomy: dict[str, np.ndarray], tissue: np.ndarray, spacing_mm: tuple[float, ...], rng: np.random.Generator
-) -> np.ndarray:
-    """S0 before the bolus [scanner units], float32: tissue mixed by fraction, under the coils' smooth sensitivity."""
+) -> tuple[np.ndarray, np.ndarray]:
+    """S0 before the bolus [scanner units] of what is not blood, and of blood, wherever it may be; both float32.
+
+    Tissue is mixed by fraction, CSF surrounds the sinus, and the coils' smooth sensitivity lies over all.
+    """
     s0 = sum(anatomy[name] * BASELINE_SIGNAL[name] for name in ("grey", "white", "csf")) * anatomy["brain"]
-    for name in ("artery", "vein", "skull", "scalp"):
-        s0 = np.where(tissue == TISSUES[name], BASELINE_SIGNAL.get(name, BASELINE_SIGNAL["blood"]), s0)
-    return np.asarray(s0 * np.exp(0.05 * smooth_field(tissue.shape, spacing_mm, 60.0, rng)), np.float32)
+    for name in ("scalp", "skull"):
+        s0 = np.where(tissue == TISSUES[name], BASELINE_SIGNAL[name], s0)
+    s0 = np.where(tissue == TISSUES["vein"], BASELINE_SIGNAL["csf"], s0)
+    sensitivity = np.exp(0.05 * smooth_field(tissue.shape, spacing_mm, 60.0, rng))
+    blood = np.float32(BASELINE_SIGNAL["blood"]) * sensitivity
+    return np.asarray(s0 * sensitivity, np.float32), np.asarray(blood, np.float32)
+
+
+def sinus_purity(vein: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Fraction of blood in each voxel of the sinus, float32: 1 inside, 0.3 to 0.9 along its wall, 0 elsewhere.
+
+    Inside is where the sinus is at least as thick, over a 3 × 3 × 3 neighbourhood, as in the upper third of its voxels:
+    even where it is one voxel wide it has pure ones, as a slice through it has in a patient.
+    """
+    around = uniform_filter(vein.astype(np.float32), 3, mode="nearest")
+    inside = vein & (around >= np.quantile(around[vein], 2 / 3)) if vein.any() else vein
+    wall = rng.uniform(0.3, 0.9, vein.shape)
+    return np.where(inside, 1.0, np.where(vein, wall, 0.0)).astype(np.float32)
+
+
+def head_affine(
+    shape: tuple[int, int, int], spacing_mm: tuple[float, float, float] | None = None
+) -> tuple[np.ndarray, tuple[float, float, float]]:
+    """Affine (4, 4) of a grid with the brain in its middle, RAS+ [mm], and its spacing [mm].
+
+    Without a spacing the grid is `FIELD_OF_VIEW_MM` wide, in slices of 5 to 8 mm that cover about 100 mm.
+
+    >>> head_affine((44, 44, 10))[1]
+    (5.0, 5.0, 8.0)
+    """
+    if spacing_mm is None:
+        thickness = float(np.clip(100.0 / shape[2], 5.0, 8.0))
+        spacing_mm = (FIELD_OF_VIEW_MM / shape[0], FIELD_OF_VIEW_MM / shape[1], thickness)
+    affine = np.diag([*spacing_mm, 1.0])
+    affine[:3, 3] = -(np.array(shape) - 1) / 2 * spacing_mm + (0.0, 0.0, 5.0)
+    return affine, spacing_mm
