@@ -1,9 +1,22 @@
+import nibabel as nib
 import numpy as np
 import pytest
-from dsc_curves import artery, frame_times, tissue
+from dsc_curves import artery, frame_times, shared_data, tissue
 
 from reperfuse.errors import InputError
-from reperfuse.perfusion.concentration import baseline_frames, bolus_arrival, delta_r2star, unsteady_frames
+from reperfuse.perfusion import concentration
+from reperfuse.perfusion.concentration import (
+    baseline_frames,
+    bolus_arrival,
+    delta_r2star,
+    first_pass,
+    integrated,
+    mean_curve,
+    noise_sigma,
+    reliable_ceiling,
+    unsteady_frames,
+)
+from reperfuse.phantoms.drawn import drawn_phantom
 
 TE = 0.03
 TIMES = frame_times()
@@ -53,8 +66,70 @@ def test_noise_moves_the_bolus_by_a_frame_or_two_at_most(snr):
     assert max(abs(frame - clean) for frame in found) <= 2
 
 
-def test_the_baseline_ends_before_the_first_artery():
-    assert TIMES[baseline_frames(signal_of(RATE)).stop - 1] <= 15.0
+@pytest.mark.parametrize("dt", [1.0, 1.5, 3.0, 5.0])
+def test_the_baseline_ends_before_the_first_artery(dt):
+    times = frame_times(int(90 / dt), dt)
+    rate = tissue(times, arrival=20.0, delay=1.0)
+    frames = baseline_frames(signal_of(20 * rate / rate.max()))
+    assert artery(times, arrival=20.0)[frames].max() < 0.1
+    assert frames.stop - frames.start >= 3
+
+
+def test_frames_before_the_series_delay_everything_by_as_much():
+    signal = noisy(signal_of(RATE), 100)
+    longer = np.concatenate([signal[:4], signal])
+    assert bolus_arrival(longer) == bolus_arrival(signal) + 4
+    assert baseline_frames(longer).stop == baseline_frames(signal).stop + 4
+
+
+@pytest.mark.parametrize("spoilt", [3.0, 1.3, 0.8, 0.2])
+@pytest.mark.parametrize("frame", [0, 5, int(RATE.argmax()), 30])
+def test_one_bad_frame_does_not_move_the_bolus(frame, spoilt):
+    signal = signal_of(RATE)
+    signal[frame] *= spoilt
+    assert bolus_arrival(signal) == bolus_arrival(signal_of(RATE))
+    assert unsteady_frames(signal) == (frame == 0)
+
+
+@pytest.mark.parametrize("drift", [-0.06, 0.06])
+@pytest.mark.parametrize("arrival", [6.0, 15.0, 40.0])
+def test_a_drift_of_six_percent_moves_the_bolus_by_a_frame_at_most(arrival, drift):
+    rate = tissue(TIMES, arrival=arrival)
+    signal = signal_of(10 * rate / rate.max())
+    assert abs(bolus_arrival(signal * np.linspace(1, 1 + drift, 60)) - bolus_arrival(signal)) <= 1
+
+
+@pytest.mark.parametrize("bright", [0, 2])
+def test_two_frames_are_baseline_enough_even_after_bright_ones(bright):
+    signal = np.concatenate([[160.0, 120][:bright], [100, 100, 92, 70, 55, 62, 75, 84, 90, 93, 94, 94]])
+    assert unsteady_frames(signal) == bright
+    assert bolus_arrival(signal) == bright + 2
+    assert baseline_frames(signal) == slice(bright, bright + 2)
+
+
+def test_a_bolus_of_three_frames_at_five_seconds_is_found():
+    signal = np.array([100.0, 101, 99, 100, 75, 60, 80, 96, 97, 97, 98, 97, 97, 98])
+    assert bolus_arrival(signal) == 4
+    assert baseline_frames(signal) == slice(0, 3)
+
+
+def test_missing_frames_nan_and_negative_samples_do_not_move_the_bolus():
+    signal = np.tile(signal_of(RATE), (200, 1))
+    signal[:, [3, 12]] = 0
+    random = np.random.default_rng(0)
+    for bad in (np.nan, np.inf, -50.0):
+        signal[random.random(signal.shape) < 0.02] = bad
+    assert abs(bolus_arrival(mean_curve(signal)) - bolus_arrival(signal_of(RATE))) <= 1
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_on_patients_of_all_kinds_the_bolus_is_found_within_a_frame(seed):
+    still = {"jumps": 0, "drift_mm": 0.0}
+    noisy_one = drawn_phantom(seed, (24, 24, 4), **still)
+    brain = noisy_one.truth["brain"] > 0
+    clean = drawn_phantom(seed, (24, 24, 4), snr=np.inf, **still).signal.data[brain].mean(axis=0)
+    drop = -np.log(clean / clean[:2].mean())
+    assert abs(bolus_arrival(mean_curve(noisy_one.signal.data[brain])) - np.argmax(drop > 0.05 * drop.max())) <= 1
 
 
 @pytest.mark.parametrize("bright", [0, 1, 4])
@@ -83,6 +158,24 @@ def test_a_frame_filled_with_zeros_is_interpolated():
     np.testing.assert_allclose(found[1], 2 * RATE, atol=0.02)
 
 
+def test_gaps_are_filled_alike_whatever_their_pattern(monkeypatch):
+    signal = np.tile(signal_of(RATE), (50, 1))
+    gaps = np.random.default_rng(0).random(signal.shape) < 0.2
+    signal[gaps] = np.nan
+    found = delta_r2star(signal, TE, baseline=slice(0, 9))
+    for one, gap, rate in zip(signal, gaps, found, strict=True):
+        filled = np.interp(TIMES, TIMES[~gap], one[~gap])
+        np.testing.assert_allclose(rate, -np.log(filled / filled[:9].mean()) / TE, atol=2e-3)
+    monkeypatch.setattr(concentration, "CHUNK_VOXELS", 7)
+    np.testing.assert_array_equal(delta_r2star(signal, TE, baseline=slice(0, 9)), found)
+
+
+def test_a_voxel_that_was_not_measured_in_the_baseline_is_zero():
+    signal = signal_of(np.stack([RATE, RATE]))
+    signal[0, :9] = 0
+    assert (delta_r2star(signal, TE, baseline=slice(2, 9))[0] == 0).all()
+
+
 @pytest.mark.parametrize("bad", [0.0, -5.0, np.nan, np.inf, -np.inf])
 def test_nothing_infinite_comes_out(bad):
     signal = signal_of(np.stack([RATE] * 4))
@@ -98,6 +191,18 @@ def test_nothing_infinite_comes_out(bad):
 def test_at_the_noise_floor_the_rate_is_capped():
     signal = signal_of(10 * RATE)
     assert delta_r2star(signal, TE, baseline=slice(0, 9)).max() == pytest.approx(np.log(50) / TE, rel=1e-4)
+
+
+def test_noise_does_not_lift_the_rate_until_the_signal_is_in_the_noise():
+    snr, n = 10, 40_000
+    curves = delta_r2star(noisy(np.tile(signal_of(RATE), (n, 1)), snr), TE, baseline=slice(0, 9))
+    # The standard error of the mean is 0.02 1/s at baseline; S0 from an arithmetic mean would be 0.15 1/s off.
+    np.testing.assert_allclose(curves.mean(axis=0)[9:], RATE[9:], atol=0.08)
+
+
+def test_a_ceiling_is_reached_and_not_passed():
+    found = delta_r2star(signal_of(np.stack([RATE, RATE])), TE, baseline=slice(0, 9), ceiling=[5.0, 100.0])
+    np.testing.assert_allclose(found, np.minimum(np.stack([RATE, RATE]), [[5.0], [100.0]]), atol=0.02)
 
 
 def test_a_plain_array_in_any_shape_gives_float32_in_the_same_shape():
@@ -136,3 +241,138 @@ def test_noise_alone_is_hardly_ever_taken_for_a_bolus():
         return True
 
     assert sum(taken(seed) for seed in range(100)) <= 2
+
+
+def test_the_noise_is_found_from_few_frames_and_many_voxels():
+    sigma = noise_sigma(noisy(np.full((2000, 40), 800.0), 40), slice(2, 7))
+    np.testing.assert_allclose(sigma, 20, rtol=0.05)
+
+
+def test_the_noise_scales_with_the_signal_and_ignores_drift():
+    signal = noisy(np.full((300, 40), 800.0), 40)
+    sigma = noise_sigma(signal, slice(0, 8))
+    np.testing.assert_allclose(noise_sigma(7 * signal, slice(0, 8)), 7 * sigma, rtol=1e-3)
+    drifting = signal + np.linspace(0, 100, 40)
+    np.testing.assert_allclose(noise_sigma(drifting, slice(0, 8)), sigma, rtol=0.05)
+
+
+def test_noise_that_differs_between_voxels_is_not_averaged_away():
+    signal = np.concatenate([noisy(np.full((500, 60), 800.0), 160, 1), noisy(np.full((500, 60), 800.0), 20, 2)])
+    sigma = noise_sigma(signal, slice(0, 15))
+    assert np.median(sigma[:500]) == pytest.approx(5, rel=0.2)
+    assert np.median(sigma[500:]) == pytest.approx(40, rel=0.2)
+
+
+def test_air_gets_the_noise_of_the_head():
+    head, air = np.full((500, 40), 800.0), np.zeros((500, 40))
+    random = np.random.default_rng(3).normal(0, 20, (2, 1000, 40))
+    signal = np.hypot(np.concatenate([head, air]) + random[0], random[1])
+    np.testing.assert_allclose(noise_sigma(signal, slice(0, 8)), 20, rtol=0.1)
+
+
+def test_a_baseline_of_two_frames_still_tells_the_noise():
+    signal = noisy(np.tile(signal_of(RATE), (2000, 1)), 40)
+    np.testing.assert_allclose(noise_sigma(signal, slice(0, 2)), 20, rtol=0.25)
+
+
+def test_a_series_without_noise_has_none_and_bad_samples_do_not_make_any():
+    signal = np.tile(signal_of(RATE), (5, 1))
+    signal[0], signal[1, 3], signal[2, 4] = 0, np.nan, np.inf
+    np.testing.assert_allclose(noise_sigma(signal, slice(0, 9)), 0, atol=0.05)
+    assert np.isfinite(noise_sigma(noisy(signal, 30), slice(0, 9))).all()
+
+
+def test_the_ceiling_rises_with_signal_and_falls_with_noise():
+    signal = np.array([[100.0], [200.0], [400.0]]) * np.ones(20)
+    low, high = (reliable_ceiling(signal, TE, slice(0, 8), sigma=s) for s in (20.0, 10.0))
+    np.testing.assert_allclose(low, np.log(signal[:, 0] / 40) / TE, rtol=1e-5)
+    np.testing.assert_allclose(high - low, np.log(2) / TE, rtol=1e-4)
+
+
+def test_the_ceiling_of_a_voxel_that_is_noise_is_zero_and_of_one_without_noise_the_cap():
+    signal = np.array([[15.0], [800.0], [0.0]]) * np.ones(20)
+    expected = [0, np.log(50) / TE, 0]
+    np.testing.assert_allclose(reliable_ceiling(signal, TE, slice(0, 8), sigma=[10.0, 0.0, 10.0]), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("peak", "saturated"), [(60.0, False), (90.0, False), (130.0, True), (200.0, True)])
+def test_an_artery_is_above_its_ceiling_exactly_where_its_signal_is_lost_in_the_noise(peak, saturated):
+    rate = peak * artery(TIMES)
+    signal = noisy(np.tile(signal_of(rate), (200, 1)), 40)
+    curve = delta_r2star(signal, TE, baseline=slice(0, 9)).mean(axis=0)
+    ceiling = reliable_ceiling(signal, TE, slice(0, 9)).mean()  # ln(20)/TE = 99.9 1/s
+    assert (curve.max() > ceiling) == saturated
+    assert saturated == (curve.max() < 0.95 * rate.max())
+
+
+def returning(times, fraction, late=16.0):
+    """Mean tissue of a first pass, and the same with a broader second one."""
+    first = tissue(times, arrival=12.0, mtt=4.0)
+    return first, first + fraction * tissue(times, arrival=12.0 + late, scale=3.0) / 2
+
+
+@pytest.mark.parametrize("dt", [1.0, 1.5, 2.0, 3.0, 5.0])
+def test_the_first_pass_holds_its_area_and_little_of_what_returns(dt):
+    first, both = returning(frame_times(int(90 / dt), dt), 0.4)
+    found = first_pass(both)
+    assert integrated(both, dt, found) == pytest.approx(integrated(first, dt), rel=0.12)
+    assert found.stop < both.size
+
+
+@pytest.mark.parametrize("dt", [1.0, 1.5, 3.0, 5.0])
+@pytest.mark.parametrize("mtt", [3.0, 6.0])
+def test_without_recirculation_the_first_pass_ends_with_the_series(dt, mtt):
+    curve = tissue(frame_times(int(90 / dt), dt), arrival=12.0, mtt=mtt)
+    assert first_pass(curve).stop == curve.size
+
+
+def test_the_first_pass_begins_at_the_arrival():
+    assert first_pass(delta_r2star(signal_of(RATE), TE)).start == pytest.approx(bolus_arrival(signal_of(RATE)), abs=1)
+
+
+def test_the_first_pass_does_not_depend_on_the_unit():
+    _, both = returning(TIMES, 0.4)
+    assert first_pass(1000 * both) == first_pass(both)
+
+
+def test_a_second_bolus_is_kept_out_by_the_trough_before_it():
+    rate = artery(TIMES, arrival=10.0) + 0.8 * artery(TIMES, arrival=40.0)
+    assert TIMES[first_pass(rate).stop - 1] == pytest.approx(40, abs=12)
+    assert TIMES[first_pass(rate).stop - 1] <= 40
+
+
+@pytest.mark.parametrize("spoilt", [0.0, -5.0])
+def test_a_spoilt_peak_does_not_spoil_the_first_pass(spoilt):
+    _, both = returning(TIMES, 0.4)
+    expected = first_pass(both)
+    both[both.argmax()] = spoilt
+    assert abs(first_pass(both).start - expected.start) <= 1
+    assert abs(first_pass(both).stop - expected.stop) <= 2
+
+
+@pytest.mark.parametrize("curve", [np.zeros(20), -np.ones(20), np.full(20, np.nan), np.ones(3)])
+def test_a_curve_without_a_bolus_has_no_first_pass(curve):
+    with pytest.raises(InputError):
+        first_pass(curve)
+
+
+def test_areas_add_over_windows_and_scale_with_curve_and_interval():
+    curves = np.stack([RATE, 2 * RATE])
+    whole = integrated(curves, 1.5)
+    np.testing.assert_allclose(
+        integrated(curves, 1.5, slice(0, 20)) + integrated(curves, 1.5, slice(20, None)), whole, rtol=1e-12
+    )
+    np.testing.assert_allclose(whole, [integrated(RATE, 1.5), 4 * integrated(RATE, 0.75)], rtol=1e-12)
+
+
+@pytest.mark.realdata
+@pytest.mark.parametrize("cbf", [10, 30, 50, 70])
+def test_noise_and_arrival_of_the_public_reference_are_as_it_was_made(cbf):
+    folder = shared_data("perfusion/dro_delay_dispersion")
+    name = f"St_disp_0_exponential_lvl_high_delay_0_lvl_high_resfunc_gamma_dist_lambda_1_cbf_{cbf}.nii.gz"
+    signal = np.asarray(nib.load(folder / name).dataobj).reshape(-1, 161)  # 100 voxels, S0 100, SNR 20
+    frames = baseline_frames(mean_curve(signal))
+    assert np.median(noise_sigma(signal, frames)) == pytest.approx(5, rel=0.05)
+    # The artery fills from 20 s on, frames are 1.243 s apart.
+    assert 20 <= 1.243 * bolus_arrival(mean_curve(signal)) <= 23
+    assert 1.243 * (frames.stop - 1) <= 20
