@@ -8,58 +8,37 @@ look at them: the patient's right on the left side of the picture.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.collections import LineCollection
 from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
-from nibabel.orientations import apply_orientation, io_orientation
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
+from reperfuse.evaluation.drawing import (
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    PURPLE,
+    SKY,
+    STYLE,
+    VERMILION,
+    as_ras,
+    fullest_slice,
+    outline,
+    show_slice,
+    sides,
+)
 from reperfuse.evaluation.metrics import METRICS, TMAX_THRESHOLD_S
 from reperfuse.evaluation.summary import MODEL, bootstrap_interval
 
-BLUE, ORANGE, GREEN, PURPLE, SKY, VERMILION, GREY = (
-    "#0072B2",
-    "#E69F00",
-    "#009E73",
-    "#CC79A7",
-    "#56B4E9",
-    "#D55E00",
-    "#6B7280",
-)
-"""Okabe & Ito's palette, distinguishable with every common colour-vision deficiency."""
-
 TRUTH_COLOUR, PREDICTION_COLOUR = ORANGE, SKY
 """The truth and a prediction over a grey image; they differ in lightness as well as in hue."""
-
-STYLE: dict[Any, Any] = {
-    "font.family": "DejaVu Sans",
-    "font.size": 9.5,
-    "axes.titlesize": 10,
-    "axes.labelsize": 9.5,
-    "axes.titleweight": "bold",
-    "axes.edgecolor": "#4B5563",
-    "axes.linewidth": 0.8,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#E5E7EB",
-    "grid.linewidth": 0.8,
-    "xtick.color": "#4B5563",
-    "ytick.color": "#4B5563",
-    "legend.frameon": False,
-    "legend.fontsize": 9,
-    "figure.facecolor": "white",
-    "savefig.facecolor": "white",
-}
 
 LEVEL_LABELS = {"thickness_mm": "Slice thickness [mm]", "tr_s": "Sampling interval TR [s]", "snr": "SNR [-]"}
 METHOD_LABELS = {
@@ -122,11 +101,11 @@ def lesion_overlay(
     affine
         Of the common grid (4×4, RAS+, mm), where its axes are not already Right, Anterior, Superior.
     """
-    volumes, spacing_mm = _as_ras([image, truth, *predictions.values()], spacing_mm, affine)
+    volumes, spacing_mm = as_ras([image, truth, *predictions.values()], spacing_mm, affine)
     picture, true, *predicted = volumes
     true = true.astype(bool)
     masks = {method: mask.astype(bool) for method, mask in zip(predictions, predicted, strict=True)}
-    k = _fullest_slice([true, *masks.values()])
+    k = fullest_slice([true, *masks.values()])
     low, high = np.percentile(picture[picture != 0], [1, 99.5]) if picture.any() else (0.0, 1.0)
     if low == high:
         low, high = float(picture.min()), float(picture.max())
@@ -137,16 +116,16 @@ def lesion_overlay(
         figure = Figure(figsize=(width * panels, width * extent_j / extent_i + 1.05), layout="constrained")
         axes = figure.subplots(1, panels, squeeze=False)[0]
         for axis, (method, mask) in zip(axes, [("", None), *masks.items()], strict=True):
-            _show(axis, picture[:, :, k], spacing_mm, cmap="gray", vmin=low, vmax=high)
+            show_slice(axis, picture[:, :, k], spacing_mm, cmap="gray", vmin=low, vmax=high)
             if mask is None:
                 axis.set_title("Image")
                 axis.set_xlabel(f"axial slice {k + 1} of {picture.shape[2]}")
             else:
-                _outline(axis, true[:, :, k], spacing_mm, TRUTH_COLOUR, 1.5)
-                _outline(axis, mask[:, :, k], spacing_mm, PREDICTION_COLOUR, 1.1)
+                outline(axis, true[:, :, k], spacing_mm, TRUTH_COLOUR, 1.5)
+                outline(axis, mask[:, :, k], spacing_mm, PREDICTION_COLOUR, 1.1)
                 axis.set_title(method_label(method))
                 axis.set_xlabel((captions or {}).get(method, ""))
-        _sides(axes[0])
+        sides(axes[0])
         keys = [
             Line2D([], [], color=TRUTH_COLOUR, linewidth=2.4, label="truth"),
             Line2D([], [], color=PREDICTION_COLOUR, linewidth=1.8, label="prediction"),
@@ -196,9 +175,9 @@ def tmax_panels(
     highest_s, largest_error_s
         Ends of the colour scales [s].
     """
-    volumes, spacing_mm = _as_ras([mask, reference, *maps.values()], spacing_mm, affine)
+    volumes, spacing_mm = as_ras([mask, reference, *maps.values()], spacing_mm, affine)
     inside, truth, *estimates = volumes[0].astype(bool), *(np.asarray(values, dtype=float) for values in volumes[1:])
-    k = _fullest_slice([(truth > TMAX_THRESHOLD_S) & inside, inside])
+    k = fullest_slice([(truth > TMAX_THRESHOLD_S) & inside, inside])
     near = tuple(slice(max(int(hit.min()) - 1, 0), int(hit.max()) + 2) for hit in np.nonzero(inside)[:2])
     brain, shown = inside[near][:, :, k], {"reference": truth[near][:, :, k]}
     shown |= {name: values[near][:, :, k] for name, values in zip(maps, estimates, strict=True)}
@@ -211,8 +190,8 @@ def tmax_panels(
         for column, (name, values) in enumerate(shown.items()):
             above, below = axes[0, column], axes[1, column]
             masked = np.ma.masked_array(values, mask=~brain)
-            drawn = _show(above, masked, spacing_mm, cmap=late_map, vmin=0, vmax=highest_s)
-            _outline(above, (values > TMAX_THRESHOLD_S) & brain, spacing_mm, "white", 0.9)
+            drawn = show_slice(above, masked, spacing_mm, cmap=late_map, vmin=0, vmax=highest_s)
+            outline(above, (values > TMAX_THRESHOLD_S) & brain, spacing_mm, "white", 0.9)
             above.set_title("Reference" if column == 0 else method_label(name))
             if column == 0:
                 below.axis("off")
@@ -224,9 +203,9 @@ def tmax_panels(
                 below.text(0.5, 0.5, "\n\n".join(lines), transform=below.transAxes, ha="center", va="center")
                 continue
             error = masked - shown["reference"]
-            wrong = _show(below, error, spacing_mm, cmap=error_map, vmin=-largest_error_s, vmax=largest_error_s)
+            wrong = show_slice(below, error, spacing_mm, cmap=error_map, vmin=-largest_error_s, vmax=largest_error_s)
             below.set_xlabel((captions or {}).get(name, ""))
-        _sides(axes[0, 0], colour="#374151")
+        sides(axes[0, 0], colour="#374151")
         figure.colorbar(drawn, ax=axes[0, :], label="Tmax [s]", extend="max", shrink=0.9, pad=0.02)
         if maps:
             figure.colorbar(
@@ -414,56 +393,6 @@ def volume_histogram(
     )
     figure.set_label(f"Histogram of {label} over {volumes.size} subjects: {spread}.")
     return figure
-
-
-def _as_ras(
-    volumes: Sequence[ArrayLike], spacing_mm: Sequence[float], affine: ArrayLike | None
-) -> tuple[list[NDArray[Any]], Sequence[float]]:
-    """Volumes of one grid and its spacing with the axes nearest to Right, Anterior, Superior in that order."""
-    arrays = [np.asarray(volume) for volume in volumes]
-    if affine is None:
-        return arrays, spacing_mm
-    orientation = io_orientation(np.asarray(affine))
-    order = np.argsort(orientation[:, 0])
-    return [apply_orientation(array, orientation) for array in arrays], [float(spacing_mm[axis]) for axis in order]
-
-
-def _fullest_slice(masks: Sequence[NDArray[np.bool_]]) -> int:
-    for mask in masks:
-        areas = mask.sum(axis=(0, 1))
-        if areas.any():
-            return int(areas.argmax())
-    return masks[0].shape[2] // 2
-
-
-def _show(axis: Axes, values: NDArray[Any], spacing_mm: Sequence[float], **how: Any) -> Any:
-    """Draw one axial slice in mm, patient's right on the left, anterior up."""
-    width, height = values.shape[0] * spacing_mm[0], values.shape[1] * spacing_mm[1]
-    drawn = axis.imshow(values.T, origin="lower", extent=(0, width, 0, height), interpolation="nearest", **how)
-    # The axis is turned round, not the data: outlines in the same coordinates turn with it.
-    axis.set(xlim=(width, 0), ylim=(0, height), xticks=[], yticks=[])
-    axis.grid(False)
-    axis.spines[:].set_visible(False)
-    return drawn
-
-
-def _outline(axis: Axes, mask: NDArray[np.bool_], spacing_mm: Sequence[float], colour: str, width: float) -> None:
-    if not mask.any():
-        return
-    # Voxel edges, not interpolated contours: a lesion of one voxel is drawn as one voxel.
-    wide = np.pad(mask, 1).astype(np.int8)
-    across, along = np.nonzero(np.diff(wide, axis=0)), np.nonzero(np.diff(wide, axis=1))
-    lines = [[(i, j - 1), (i, j)] for i, j in zip(*across, strict=True)]
-    lines += [[(i - 1, j), (i, j)] for i, j in zip(*along, strict=True)]
-    segments = np.asarray(lines, dtype=float) * np.asarray(spacing_mm[:2])
-    axis.add_collection(
-        LineCollection(list(segments), colors=colour, linewidths=width, capstyle="round"), autolim=False
-    )
-
-
-def _sides(axis: Axes, colour: str = "white") -> None:
-    for place, letter, align in ((0.03, "R", "left"), (0.97, "L", "right")):
-        axis.text(place, 0.03, letter, transform=axis.transAxes, color=colour, ha=align, va="bottom", fontsize=9)
 
 
 def _method_styles(methods: Iterable[str]) -> dict[str, tuple[str, str]]:

@@ -19,16 +19,16 @@ from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import blended_transform_factory
 from numpy.typing import ArrayLike, NDArray
 
-from reperfuse.evaluation.figures import (
+from reperfuse.evaluation.drawing import (
     BLUE,
     GREEN,
     GREY,
     STYLE,
     VERMILION,
-    _as_ras,
-    _outline,
-    _show,
-    _sides,
+    as_ras,
+    outline,
+    show_slice,
+    sides,
 )
 from reperfuse.perfusion.quality import Flag
 
@@ -136,7 +136,7 @@ def qc_figure(
     shape = np.shape(brain)
     marks = [_marked(shape, voxels) for voxels in (aif_voxels, vof_voxels)]
     areas = [np.zeros(shape, bool) if area is None else np.asarray(area) > 0 for area in (hypoperfused, core)]
-    volumes, spacing_mm = _as_ras([brain, baseline_image, *marks, *areas, *maps.values()], spacing, affine)
+    volumes, spacing_mm = as_ras([brain, baseline_image, *marks, *areas, *maps.values()], spacing, affine)
     inside = volumes[0] > 0
     seen = (inside | (volumes[2] > 0) | (volumes[3] > 0)).any(axis=2)
     near = tuple(slice(max(int(at.min()) - 2, 0), int(at.max()) + 3) for at in np.nonzero(seen))
@@ -265,7 +265,7 @@ def _map_rows(
         for column, k in enumerate(chosen):
             axis = figure.add_subplot(grid[row, column])
             masked = np.ma.masked_array(values[..., k], mask=~inside[..., k])
-            _show(axis, masked, spacing_mm, cmap=colours, vmin=low, vmax=high)
+            show_slice(axis, masked, spacing_mm, cmap=colours, vmin=low, vmax=high)
             if name in ("tmax", "rttp"):
                 _rimmed(axis, late[..., k], spacing_mm, LATE_COLOUR)
                 _rimmed(axis, dead[..., k], spacing_mm, CORE_COLOUR)
@@ -273,7 +273,7 @@ def _map_rows(
                 axis.set_title(f"slice {k + 1} of {inside.shape[2]}", fontweight="normal", color=INK, pad=4)
             if column == 0:
                 axis.set_ylabel(style.label, fontsize=12, fontweight="bold", color=INK)
-                _sides(axis, colour="#374151")
+                sides(axis, colour="#374151")
         scale = ScalarMappable(Normalize(low, high), colours)
         cell = grid[row, columns - 1].get_position(figure)
         # Shorter than its row, so that the numbers of two bars do not meet.
@@ -303,15 +303,15 @@ def _vessel_panel(
     """The slice of the baseline image that holds most of the chosen voxels, and those voxels on it."""
     found = voxels.any()
     k = int(voxels.sum(axis=(0, 1)).argmax()) if found else chosen[len(chosen) // 2]
-    _show(axis, picture[..., k], spacing_mm, cmap="gray", vmin=scale[0], vmax=scale[1])
-    _sides(axis)
+    show_slice(axis, picture[..., k], spacing_mm, cmap="gray", vmin=scale[0], vmax=scale[1])
+    sides(axis)
     axis.set_title(name, color=colour if found else GREY)
     if not found:
         axis.set_xlabel("none found", color=GREY)
         return
     here = voxels[..., k]
-    _show(axis, np.ma.masked_array(here, mask=~here), spacing_mm, cmap=ListedColormap([colour]))
-    _outline(axis, here, spacing_mm, "white", 0.7)
+    show_slice(axis, np.ma.masked_array(here, mask=~here), spacing_mm, cmap=ListedColormap([colour]))
+    outline(axis, here, spacing_mm, "white", 0.7)
     total, seen = int(voxels.sum()), int(here.sum())
     where = f"slice {k + 1} of {picture.shape[2]}"
     axis.set_xlabel(f"{where}: {seen} of {total} voxels" if seen < total else f"{where}: {_voxels(total)}")
@@ -328,18 +328,18 @@ def _lesion_panel(
     late_is: str,
 ) -> None:
     k = next((int(m.sum(axis=(0, 1)).argmax()) for m in (late, dead, inside) if m.any()), picture.shape[2] // 2)
-    _show(axis, picture[..., k], spacing_mm, cmap="gray", vmin=scale[0], vmax=scale[1])
+    show_slice(axis, picture[..., k], spacing_mm, cmap="gray", vmin=scale[0], vmax=scale[1])
     _rimmed(axis, late[..., k], spacing_mm, LATE_COLOUR)
     _rimmed(axis, dead[..., k], spacing_mm, CORE_COLOUR)
-    _sides(axis)
+    sides(axis)
     title = " and ".join([late_is] * bool(late.any()) + ["core"] * bool(dead.any())) or f"No {late_is}"
     axis.set_title(title[0].upper() + title[1:], color=INK)
     axis.set_xlabel(f"slice {k + 1} of {picture.shape[2]}")
 
 
 def _rimmed(axis: Axes, mask: NDArray[np.bool_], spacing_mm: Sequence[float], colour: str) -> None:
-    _outline(axis, mask, spacing_mm, INK, 2.0)
-    _outline(axis, mask, spacing_mm, colour, 1.0)
+    outline(axis, mask, spacing_mm, INK, 2.0)
+    outline(axis, mask, spacing_mm, colour, 1.0)
 
 
 def _curves(
