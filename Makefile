@@ -46,7 +46,7 @@ serve: $(VENV)/.installed  ## Prefect's server and a worker, until Ctrl-C
 	@$(RUN) python -m flows.serve
 
 bench: $(VENV)/.installed  ## side-by-side timings against named peers
-	@for script in benchmarks/bench_*.py; do echo "== $$script"; $(RUN) python $$script || exit 1; done
+	@for name in dicom_read perfusion; do echo "== $$name"; $(RUN) python benchmarks/$$name.py || exit 1; done
 
 lock:  ## requirements.lock anew, from pyproject.toml in a fresh environment
 	@rm -rf build/lock && $(PYTHON) -m venv build/lock

@@ -13,17 +13,15 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.linalg import toeplitz
 
 from reperfuse.errors import InputError
+from reperfuse.perfusion.circulant import checked_threshold, circulant_svd, tikhonov
+from reperfuse.perfusion.oscillation import oscillation_svd
 
 SSVD_THRESHOLD = 0.2
 """Fraction of the largest singular value below which sSVD drops a component; Østergaard 1996."""
 
-CSVD_THRESHOLD = 0.1
-"""The same for cSVD, which needs less for the same flow: at 0.1 all 14 curves of the OSIPI reference are within its
-tolerance of CBF, at 0.2 the highest flows are not. Against noise in Tmax (SNR 20) 0.2 is the steadier choice."""
-
 
 def residue_function(
-    tissue: ArrayLike, aif: ArrayLike, dt: float, method: str = "ssvd", **options: Any
+    tissue: ArrayLike, aif: ArrayLike, dt: float, method: str = "osvd", **options: Any
 ) -> NDArray[np.floating[Any]]:
     """Flow times residue, CBF·R(t), of every tissue curve.
 
@@ -38,10 +36,11 @@ def residue_function(
     dt
         Time between frames [s].
     method
-        A name in `METHODS`: "ssvd" (causal: a tissue that fills before the artery is misread) or "csvd" (insensitive to
-        delay of either sign).
+        A name in `METHODS`: "ssvd" (causal: a tissue that fills before the artery is misread), or one of
+        `DELAY_INVARIANT`: "csvd" (one threshold for all), "osvd" (each voxel's own, by oscillation) or "tikhonov"
+        (each voxel's own λ, by L-curve or cross-validation).
     **options
-        Of the method, such as ``threshold``.
+        Of the method: ``threshold`` for each of them, ``limit`` and ``lowest`` of "osvd", ``rule`` of "tikhonov".
 
     Returns
     -------
@@ -51,7 +50,8 @@ def residue_function(
     Raises
     ------
     InputError
-        If the AIF is zero everywhere or not finite, or `dt` is not positive.
+        If the AIF is zero everywhere or not finite, tissue is not finite, `dt` is not positive, or an option is out of
+        its range.
     ValueError
         If the shapes do not fit or the method is unknown.
 
@@ -80,6 +80,11 @@ def residue_function(
         raise InputError("The AIF is zero everywhere; check the artery mask.")
     if tissue.dtype != np.float32:
         tissue = tissue.astype(np.float64)
+    # A curve's sum is finite for all but absurd values, and costs a fraction of looking at each.
+    with np.errstate(over="ignore", invalid="ignore"):
+        sums = tissue @ np.ones(aif.size, tissue.dtype)
+    if not np.isfinite(sums).all() and not np.isfinite(tissue).all():
+        raise InputError("The tissue curves hold NaN or infinity; leave those voxels out or set them to zero.")
     return METHODS[method](tissue, aif, float(dt), **options)
 
 
@@ -105,40 +110,24 @@ def standard_svd(
     Østergaard L et al., Magn Reson Med 1996;36:715–725. Unlike there, the AIF is not smoothed between frames (weights
     1/6, 4/6, 1/6), because that acts as a second, unnamed regularisation.
     """
-    _check_threshold(threshold)
+    checked_threshold(threshold)
     u, s, vt = np.linalg.svd(toeplitz(dt * aif, np.zeros_like(aif)))
     kept = s >= threshold * s[0]
     inverse = (u[:, kept] / s[kept]) @ vt[kept]  # of the transpose: curves are rows
     return tissue @ inverse.astype(tissue.dtype)
 
 
-def circulant_svd(
-    tissue: NDArray[Any], aif: NDArray[np.float64], dt: float, *, threshold: float = CSVD_THRESHOLD
-) -> NDArray[Any]:
-    """CBF·R(t) by truncated singular values of the block-circulant matrix, shape (..., 2T).
+METHODS: dict[str, Callable[..., NDArray[Any]]] = {
+    "ssvd": standard_svd,
+    "csvd": circulant_svd,
+    "osvd": oscillation_svd,
+    "tikhonov": tikhonov,
+}
+"""Name to method: (tissue (..., T), aif (T,), dt [s], **options) to CBF·R, (..., T) or (..., 2T) [1/s].
 
-    Curves are padded with zeros to 2T, so that tissue which fills before the AIF appears at a negative lag instead of
-    wrapping on to a positive one. The singular values of a circulant matrix are the moduli of the Fourier transform of
-    its first column, and dropping them is a filter in frequency; the inverse is again circulant, and those T rows of it
-    that meet the curves (the padding is zero) are built once. Cutting it to T × T would be sSVD again.
+Each takes `threshold`, a fraction of the largest singular value, the same for all curves: larger is more
+regularisation. "osvd" and "tikhonov" choose each curve's own without it."""
 
-    References
-    ----------
-    Wu O et al., Magn Reson Med 2003;50:164–174.
-    """
-    _check_threshold(threshold)
-    n = aif.size
-    spectrum = np.fft.rfft(dt * aif, 2 * n)
-    kept = np.abs(spectrum) >= threshold * np.abs(spectrum).max()
-    column = np.fft.irfft(np.divide(1, spectrum, out=np.zeros_like(spectrum), where=kept), 2 * n)
-    inverse = column[(np.arange(2 * n) - np.arange(n)[:, None]) % (2 * n)]
-    return tissue @ inverse.astype(tissue.dtype)
-
-
-def _check_threshold(threshold: float) -> None:
-    if not 0 < threshold <= 1:
-        raise InputError(f"A singular value threshold of {threshold} cannot be used: give a fraction above 0, up to 1.")
-
-
-METHODS: dict[str, Callable[..., NDArray[Any]]] = {"ssvd": standard_svd, "csvd": circulant_svd}
-"""Name to method: (tissue (..., T), aif (T,), dt [s], **options) to CBF·R, (..., T) or (..., 2T) [1/s]."""
+DELAY_INVARIANT = frozenset({"csvd", "osvd", "tikhonov"})
+"""Methods that claim that a delay of either sign moves the residue function and leaves its height alone; they are
+circulant and give 2T lags."""

@@ -18,31 +18,80 @@ in plasma only, and hematocrit is 45 % in arteries and about 25 % in capillaries
 RHO = 1.04
 """Density of brain tissue [g/mL], which turns flow per volume into flow per mass."""
 
-CHUNK_VOXELS = 1 << 15
+CHUNK_VOXELS = 1 << 16
 """Voxels deconvolved at a time: 2T floats each, so that memory does not grow with the image."""
 
 DELAY_THRESHOLD = 0.2
 """Truncation of the cSVD behind `delay`. On phantoms of SNR 20 it errs by more than 5 s in 2 % of voxels, where 0.1
 errs in 13 %; in return arrival is early by 0.2 s (MTT 12 s) to 0.9 s (MTT 3 s)."""
 
+LAG_RANGE_S = (-10.0, 45.0)
+"""Where the residue's maximum is looked for [s]. No tissue fills 10 s before the artery that was found, nor is its
+residue highest 45 s after it: a maximum out there is noise, which in a voxel without flow may lie anywhere."""
+
 MAPS = ("cbf", "cbv", "mtt", "tmax", "ttp", "delay")
+
+UNITS = {"cbf": "mL/100 g/min", "cbv": "mL/100 g", "mtt": "s", "tmax": "s", "ttp": "s", "delay": "s"}
+"""Unit of each map."""
 
 
 def perfusion_maps(
     volume: Volume,
     *,
-    method: str = "ssvd",
+    method: str = "osvd",
     mask: ArrayLike | None = None,
     aif: Aif | ArrayLike | None = None,
-    hematocrit_correction: bool = True,
     **options: Any,
 ) -> dict[str, NDArray[np.float32]]:
-    """The maps of a DSC series, each of shape (I, J, K), finite and 0 outside the mask.
+    """The maps of a DSC series, each of shape (I, J, K), finite and 0 outside the mask; see `maps_of_curves`.
+
+    Parameters
+    ----------
+    volume
+        Shape (I, J, K, T) with echo time and either frame times or repetition time.
+    method
+        Of deconvolution, a name in `perfusion.deconvolution.METHODS`.
+    mask
+        Brain, shape (I, J, K). When not given: wherever the baseline is above 10 % of its 99.5th percentile.
+    aif
+        Curve (T,) [1/s] or an `Aif`; found by `find_aif` when not given.
+    **options
+        Of `maps_of_curves` or of the method.
+
+    Raises
+    ------
+    InputError
+        If TE or TR is missing, frames are unevenly spaced, the mask is empty or on another grid, the AIF does not fit,
+        or no bolus or artery is found.
+    """
+    dt = frame_interval(volume)
+    if volume.te_s is None:
+        raise InputError("The series does not say its echo time: give it (--te, in seconds).")
+    where = _brain(volume, mask)
+    curves = delta_r2star(volume.data[where], volume.te_s)
+    arterial = _arterial_curve(aif, curves, where, dt)
+    found = maps_of_curves(curves, arterial, dt, method=method, **options)
+    return {name: image_of(values, where) for name, values in found.items()}
+
+
+def maps_of_curves(
+    curves: NDArray[np.float32],
+    aif: NDArray[np.float64],
+    dt: float,
+    *,
+    method: str = "osvd",
+    hematocrit_correction: bool = True,
+    volume_curves: NDArray[np.float32] | None = None,
+    window: slice = slice(None),
+    lag_range_s: tuple[float, float] = LAG_RANGE_S,
+    **options: Any,
+) -> dict[str, NDArray[np.float32]]:
+    """The maps of tissue curves, each of shape (n,) and finite.
 
     cbf
         6000·(k_H/ρ)·max(CBF·R) [mL/100 g/min].
     cbv
-        100·(k_H/ρ)·∫C/∫Ca over the whole series [mL/100 g], recirculation in both; not below 0.
+        100·(k_H/ρ)·∫C/∫Ca over `window` [mL/100 g]; not below 0. Over the whole series recirculation is in both.
     mtt
         60·CBV/CBF [s] (central volume theorem).
     tmax
@@ -59,50 +108,49 @@ def perfusion_maps(
 
     Parameters
     ----------
-    volume
-        Shape (I, J, K, T) with echo time and either frame times or repetition time.
-    method
-        Of deconvolution, a name in `perfusion.deconvolution.METHODS`; `options` go there.
-    mask
-        Brain, shape (I, J, K). When not given: wherever the baseline is above 10 % of its 99.5th percentile.
+    curves
+        ΔR2* of tissue, shape (n, T) [1/s].
     aif
-        Curve (T,) [1/s] or an `Aif`; found by `find_aif` when not given.
+        ΔR2* of the artery, shape (T,) [1/s].
+    dt
+        Time between frames [s].
+    method, **options
+        Of `residue_function`.
     hematocrit_correction
         Apply k_H/ρ to CBF and CBV alike (MTT does not change); False takes it as 1.
+    volume_curves
+        What CBV is integrated from, shape (n, T) [1/s]: curves corrected for leakage, for instance.
+    window
+        Frames of the CBV integrals: all, or the first pass alone, which cuts the late tail of slow tissue.
+    lag_range_s
+        Where the maximum of the residue is looked for [s].
 
     Raises
     ------
     InputError
-        If TE or TR is missing, frames are unevenly spaced, the mask is empty or on another grid, the AIF does not fit,
-        or no bolus or artery is found.
+        If the AIF has no positive area.
     """
-    dt = frame_interval(volume)
-    if volume.te_s is None:
-        raise InputError("The series does not say its echo time: give it (--te, in seconds).")
-    where = _brain(volume, mask)
-    curves = delta_r2star(volume.data[where], volume.te_s)
-    arterial = _arterial_curve(aif, curves, where, dt)
-    if not arterial.sum() > 0:
+    area = float(aif[window].sum())
+    if not area > 0:
         raise InputError("The AIF has no positive area; check the artery mask.")
-
+    integrand = curves if volume_curves is None else volume_curves
     scale = KAPPA_H / RHO if hematocrit_correction else 1.0
     found = {name: np.zeros(len(curves), dtype=np.float32) for name in MAPS}
     for start in range(0, len(curves), CHUNK_VOXELS):
         part = slice(start, start + CHUNK_VOXELS)
         tissue = curves[part]
-        residue = _by_lag(residue_function(tissue, arterial, dt, method, **options), arterial.size)
+        residue, first_lag = _by_lag(residue_function(tissue, aif, dt, method, **options), aif.size, dt, lag_range_s)
         flow, place = _vertex(residue)
-        zero_lag = arterial.size - 1 if residue.shape[1] > arterial.size else 0
         found["cbf"][part] = np.maximum(6000 * scale * flow, 0)
-        found["cbv"][part] = np.maximum(100 * scale * tissue.sum(axis=1) / arterial.sum(), 0)
-        found["tmax"][part] = (place - zero_lag) * dt
-        found["ttp"][part] = _vertex(tissue)[1] * dt
-        found["delay"][part] = arrival_delay(tissue, arterial, dt)
+        found["cbv"][part] = np.maximum(100 * scale * integrand[part, window].sum(axis=1) / area, 0)
+        found["tmax"][part] = (place + first_lag) * dt
+        found["ttp"][part] = time_to_peak(tissue, dt)
+        found["delay"][part] = arrival_delay(tissue, aif, dt, lag_range_s=lag_range_s)
     flowing = found["cbf"] > 0
     found["mtt"][flowing] = 60 * found["cbv"][flowing] / found["cbf"][flowing]
     for name in ("tmax", "ttp", "delay"):
         found[name][~flowing] = 0
-    return {name: _image(values, where) for name, values in found.items()}
+    return found
 
 
 def frame_interval(volume: Volume) -> float:
@@ -131,7 +179,20 @@ def frame_interval(volume: Volume) -> float:
     return float(volume.tr_s)
 
 
-def arrival_delay(tissue: NDArray[Any], aif: NDArray[Any], dt: float) -> NDArray[Any]:
+def time_to_peak(tissue: NDArray[Any], dt: float) -> NDArray[Any]:
+    """Time of each curve's maximum after the first frame [s], between frames by a parabola; (n, T) to (n,).
+
+    Examples
+    --------
+    >>> time_to_peak(np.array([[0, 1, 4, 4, 1, 0.0]]), 2.0).tolist()
+    [5.0]
+    """
+    return np.asarray(_vertex(tissue)[1] * dt)
+
+
+def arrival_delay(
+    tissue: NDArray[Any], aif: NDArray[Any], dt: float, *, lag_range_s: tuple[float, float] = LAG_RANGE_S
+) -> NDArray[Any]:
     """Arrival of the bolus relative to the AIF [s], at the rising half-maximum of the cSVD residue; (n, T) to (n,).
 
     Examples
@@ -143,8 +204,8 @@ def arrival_delay(tissue: NDArray[Any], aif: NDArray[Any], dt: float) -> NDArray
     >>> round(float(late - prompt), 3)
     6.0
     """
-    n = len(aif)
-    residue = _by_lag(residue_function(tissue, aif, dt, "csvd", threshold=DELAY_THRESHOLD), n)
+    found = residue_function(tissue, aif, dt, "csvd", threshold=DELAY_THRESHOLD)
+    residue, first_lag = _by_lag(found, len(aif), dt, lag_range_s)
     rows = np.arange(len(residue))
     peak = residue.argmax(axis=1)
     half = residue[rows, peak] / 2
@@ -154,7 +215,7 @@ def arrival_delay(tissue: NDArray[Any], aif: NDArray[Any], dt: float) -> NDArray
     after = np.minimum(last + 1, residue.shape[1] - 1)
     rise = residue[rows, after] - residue[rows, last]
     step = np.divide(half - residue[rows, last], rise, out=np.zeros_like(rise), where=rise > 0)
-    return (last + np.where(low.any(axis=1), step, 0) - (n - 1)) * dt
+    return (last + np.where(low.any(axis=1), step, 0) + first_lag) * dt
 
 
 def _brain(volume: Volume, mask: ArrayLike | None) -> NDArray[np.bool_]:
@@ -188,9 +249,16 @@ def _arterial_curve(
     return curve
 
 
-def _by_lag(residue: NDArray[Any], n_frames: int) -> NDArray[Any]:
-    """The residue with lags in rising order: circulant samples start at lag −(T − 1)."""
-    return np.roll(residue, n_frames - 1, axis=-1) if residue.shape[-1] > n_frames else residue
+def _by_lag(
+    residue: NDArray[Any], n_frames: int, dt: float, lag_range_s: tuple[float, float]
+) -> tuple[NDArray[Any], int]:
+    """The residue with lags in rising order, within the range, and the first lag [samples]."""
+    first = 0
+    if residue.shape[-1] > n_frames:  # circulant: samples start at lag −(T − 1)
+        residue, first = np.roll(residue, n_frames - 1, axis=-1), 1 - n_frames
+    low = max(int(np.ceil(lag_range_s[0] / dt)), first)
+    high = min(int(np.floor(lag_range_s[1] / dt)), first + residue.shape[-1] - 1)
+    return residue[..., low - first : high + 1 - first], low
 
 
 def _vertex(curves: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -204,7 +272,8 @@ def _vertex(curves: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
     return top - (before - after) * shift / 4, k + shift
 
 
-def _image(values: NDArray[np.float32], where: NDArray[np.bool_]) -> NDArray[np.float32]:
+def image_of(values: NDArray[np.float32], where: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """The image, shape (I, J, K), of the values at the voxels of a mask; 0 elsewhere."""
     image = np.zeros(where.shape, dtype=np.float32)
     image[where] = values
     return image
