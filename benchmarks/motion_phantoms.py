@@ -46,7 +46,7 @@ def errors(series: Volume, phantom: DscPhantom, truth: dict[str, np.ndarray], wh
     """Median error of Tmax [s] and of CBV [-] where the truth has tissue."""
     found = perfusion_maps(series, mask=where, aif=phantom.aif_delta_r2star)
     tmax = np.abs(found["tmax"] - truth["tmax"])[where]
-    cbv = np.abs(found["cbv"] / truth["cbv"] - 1)[where]
+    cbv = np.abs(found["cbv"][where] / truth["cbv"][where] - 1)
     return float(np.median(tmax)), float(np.median(cbv))
 
 

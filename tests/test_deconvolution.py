@@ -8,7 +8,13 @@ from reperfuse.errors import InputError
 from reperfuse.perfusion import oscillation
 from reperfuse.perfusion.circulant import RULES, TIKHONOV_LAMBDA, TIKHONOV_STEPS, arterial_spectrum, circulant_svd
 from reperfuse.perfusion.deconvolution import DELAY_INVARIANT, METHODS, lags, residue_function
-from reperfuse.perfusion.oscillation import LOWEST_THRESHOLD, OSCILLATION_LIMIT, oscillation_index, oscillation_svd
+from reperfuse.perfusion.oscillation import (
+    LOWEST_THRESHOLD,
+    OSCILLATION_LIMIT,
+    oscillation_index,
+    oscillation_limit,
+    oscillation_svd,
+)
 from reperfuse.phantoms.voxels import voxel_phantom
 
 DT = 1.5
@@ -106,6 +112,18 @@ def test_more_regularisation_never_makes_a_larger_residue(method):
         for t in (0.01, 0.05, 0.1, 0.2, 0.4, 0.8)
     ]
     assert (np.diff(norms, axis=0) <= 1e-12).all() and (norms[-1] < norms[0]).all()
+
+
+def test_the_index_of_a_smooth_residue_grows_with_the_square_of_the_interval_and_so_does_the_limit():
+    fine = np.exp(-0.5 * (np.arange(-60, 60, 0.5) / 8) ** 2)
+    assert oscillation_index(fine[::2]) / oscillation_index(fine) == pytest.approx(4, rel=0.02)
+    assert oscillation_limit(2 * DT) / oscillation_limit(DT) == pytest.approx(4)
+    curves = noisy_curves()
+    default = residue_function(curves, AIF, 2 * DT, "osvd")
+    np.testing.assert_array_equal(
+        default, residue_function(curves, AIF, 2 * DT, "osvd", limit=oscillation_limit(2 * DT))
+    )
+    assert not np.array_equal(default, residue_function(curves, AIF, 2 * DT, "osvd", limit=OSCILLATION_LIMIT))
 
 
 def test_a_lower_oscillation_limit_never_makes_a_larger_residue():

@@ -27,11 +27,11 @@ HYPOPERFUSED_S = 6.0
 """Tmax [s] above which tissue is critically hypoperfused (DEFUSE 3)."""
 
 SEVERE_S = 10.0
-"""Tmax [s] of the numerator of the hypoperfusion intensity ratio."""
+"""Tmax [s] of the numerator of the hypoperfusion intensity ratio (Olivot 2014, Stroke 45:1018-1023)."""
 
 LATE_TTP_S = 4.5
 """Time to peak [s] behind normal tissue that stands for Tmax > 6 s where no artery was found (median difference of
-the two volumes: 6.9 mL). Such a volume is never reported under Tmax."""
+the two volumes: 6.9 mL; Wouters 2017, Front Neurol 8:539). Such a volume is never reported under Tmax."""
 
 MIN_ISLAND_ML = 1.0
 """Volume [mL] below which a connected piece does not count. Ours: about 50 voxels of 1.7 × 1.7 × 6.5 mm, more than the
@@ -52,7 +52,8 @@ ADC_BRAIN_MM2_S = (500e-6, 1800e-6)
 hemisphere infarcted. The units differ by 1000, so that one of them fits at most."""
 
 CORE_RCBF = 0.30
-"""CBF over that of normal contralateral tissue below which hypoperfused tissue is core (DEFUSE 3)."""
+"""CBF over that of normal contralateral tissue below which hypoperfused tissue is core: the rule of DEFUSE 3 for CT
+perfusion, a substitute here where no ADC map is given."""
 
 TARGET_RATIO, TARGET_VOLUME_ML, TARGET_CORE_ML = 1.8, 15.0, 70.0
 """DEFUSE 3: mismatch ratio and volume [mL] at least, core [mL] less than (Albers 2018, N Engl J Med 378:708-718)."""

@@ -15,10 +15,9 @@ from reperfuse.perfusion.circulant import arterial_spectrum, checked_threshold
 from reperfuse.perfusion.cores import over_chunks
 
 OSCILLATION_LIMIT = 0.06
-"""Largest oscillation index a voxel's residue function may have.
+"""Largest oscillation index a voxel's residue function may have at a frame interval of `LIMIT_DT_S`.
 
-Wu et al. set it by SNR; what suits depends on T and TR too. Measured here on phantoms of T
-60, TR 1.5 s, TE 30 ms, CBV 2–5 mL/100 g, MTT 3–14 s, delay 0–9 s (ranges are over exponential, Lorentzian and gamma
+Wu et al. set it by SNR; what suits depends on TR too (`oscillation_limit`). Measured here on phantoms of T 60, TR 1.5 s, TE 30 ms, CBV 2–5 mL/100 g, MTT 3–14 s, delay 0–9 s (ranges are over exponential, Lorentzian and gamma
 residues; volume is that of Tmax > 6 s over the same without noise):
 
     limit                          0.018      0.035      0.05       0.06       0.08
@@ -30,6 +29,9 @@ residues; volume is that of Tmax > 6 s over the same without noise):
 
 A lower limit blurs flow away and, between 0.02 and 0.05, moves more voxels past 6 s; a higher one lets noise of SNR 20
 choose Tmax."""
+
+LIMIT_DT_S = 1.5
+"""Frame interval at which `OSCILLATION_LIMIT` was measured [s]."""
 
 LOWEST_THRESHOLD = 0.1
 """Fraction of the largest singular value below which nothing is kept, however smooth the residue: that of cSVD, for
@@ -71,12 +73,28 @@ def oscillation_index(residue: ArrayLike) -> NDArray[Any]:
     return np.divide(bends, height, out=np.zeros_like(bends), where=height > 0)
 
 
+def oscillation_limit(dt: float) -> float:
+    """The oscillation index allowed at a frame interval of `dt` [s]: `OSCILLATION_LIMIT`·(dt/1.5 s)².
+
+    The index is a mean second difference, and that of one and the same smooth residue grows with the square of the
+    interval it is sampled at. A limit that did not grow would smooth more at a coarse TR: at 0.05 for every TR,
+    noise-free Tmax exceeds the delay by 2.5 s at TR 1 to 2 s, by 3.3 s at 2.5 s and by 4.1 s at 3 s; grown, by 2.5 to
+    2.8 s throughout.
+
+    Examples
+    --------
+    >>> round(oscillation_limit(3.0) / oscillation_limit(1.5), 6)
+    4.0
+    """
+    return float(OSCILLATION_LIMIT * (dt / LIMIT_DT_S) ** 2)
+
+
 def oscillation_svd(
     tissue: NDArray[Any],
     aif: NDArray[np.float64],
     dt: float,
     *,
-    limit: float = OSCILLATION_LIMIT,
+    limit: float | None = None,
     lowest: float = LOWEST_THRESHOLD,
     threshold: float | None = None,
 ) -> NDArray[Any]:
@@ -117,6 +135,7 @@ def oscillation_svd(
     >>> bool((oscillation_index(residue) <= OSCILLATION_LIMIT).all())
     True
     """
+    limit = oscillation_limit(dt) if limit is None else limit
     if not (np.isfinite(limit) and limit > 0):
         raise InputError(f"An oscillation limit of {limit} cannot be used: give a number above 0.")
     lowest = checked_threshold(lowest if threshold is None else threshold)

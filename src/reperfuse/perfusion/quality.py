@@ -266,7 +266,8 @@ def implausible_te(te_s: float, *, plausible_s: tuple[float, float] = TE_RANGE_S
     return Flag(
         "implausible_te",
         f"An echo time of {1000 * te_s:g} ms is outside the {1000 * low:g} to {1000 * high:g} ms of DSC: check it in "
-        "the protocol and give it in seconds; Tmax and MTT hardly depend on it, the noise and saturation limits do.",
+        "the protocol and give it in seconds; maps do not depend on it, ΔR2* in aif.csv does, and a wrong one may mean "
+        "that this is another series.",
         float(te_s),
     )
 
