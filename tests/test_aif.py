@@ -1,9 +1,13 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from dsc_curves import artery, frame_times, tissue
 
 from reperfuse.errors import InputError
-from reperfuse.perfusion.aif import find_aif
+from reperfuse.perfusion.aif import LATE_TTP_S, NoArtery, aif_from_mask, doubts, find_aif, relative_ttp
+from reperfuse.perfusion.vessels import bolus_of, clusters, smoothed
+from reperfuse.phantoms.dsc import drawn_phantom
 
 DT = 1.5
 TIMES = frame_times(60, DT)
@@ -98,3 +102,177 @@ def test_without_an_artery_it_says_so():
 def test_veins_alone_are_not_taken_for_arteries():
     with pytest.raises(InputError, match="looks like an artery"):
         find_aif(brain(arteries=0)[0], DT)
+
+
+def test_of_arteries_the_unclipped_are_taken():
+    curves, kind = brain(arteries=16)
+    ceiling = np.full(SHAPE, 200.0)
+    some = (kind == 1) & (np.cumsum(kind == 1).reshape(SHAPE) <= 8)
+    curves[some] = np.minimum(curves[some], 30)
+    ceiling[some] = 29
+    found = find_aif(curves, DT, ceiling=ceiling)
+    assert not found.saturated and not some[tuple(found.voxels.T)].any()
+    assert (kind[tuple(found.voxels.T)] == 1).all()
+
+
+def test_a_voxel_in_the_noise_floor_is_left_out_even_if_its_curve_looks_as_good():
+    curves, kind = brain(arteries=24)
+    ceiling = np.full(SHAPE, 200.0)
+    steepest = tuple(find_aif(curves, DT).voxels.T)
+    ceiling[steepest] = 30
+    found = find_aif(curves, DT, ceiling=ceiling)
+    assert (kind[tuple(found.voxels.T)] == 1).all() and (ceiling[tuple(found.voxels.T)] == 200).all()
+    assert not found.saturated
+
+
+def test_if_all_arteries_are_clipped_the_least_clipped_are_taken_and_it_is_said():
+    curves, kind = brain(arteries=16)
+    ceiling = np.full(SHAPE, 200.0)
+    order = np.cumsum(kind == 1).reshape(SHAPE)
+    for part, limit in (((kind == 1) & (order <= 8), 20), ((kind == 1) & (order > 8), 38)):
+        curves[part] = np.minimum(curves[part], limit)
+        ceiling[part] = limit - 1
+    found = find_aif(curves, DT, ceiling=ceiling)
+    assert found.saturated
+    assert (kind[tuple(found.voxels.T)] == 1).all() and (ceiling[tuple(found.voxels.T)] == 37).all()
+
+
+def test_a_ceiling_that_nothing_reaches_changes_nothing():
+    curves, _ = brain()
+    free, held = find_aif(curves, DT), find_aif(curves, DT, ceiling=np.full(SHAPE, 1e3))
+    np.testing.assert_array_equal(free.voxels, held.voxels)
+
+
+def test_arteries_mixed_with_tissue_are_left_out_where_pure_ones_are_enough():
+    curves, kind = brain(arteries=24, noise=0.5)
+    mixed = (kind == 1) & (np.cumsum(kind == 1).reshape(SHAPE) <= 12)
+    signal = 0.4 * np.exp(-0.03 * curves[mixed]) + 0.6 * np.exp(-0.03 * curves[kind == 0][: mixed.sum()])
+    curves[mixed] = -np.log(signal) / 0.03
+    found = find_aif(curves, DT)
+    assert not mixed[tuple(found.voxels.T)].any() and (kind[tuple(found.voxels.T)] == 1).all()
+
+
+@pytest.mark.parametrize("noise", [0.02, 0.1, 0.14])
+def test_noise_does_not_split_curves_of_one_shape_and_does_not_join_two(noise):
+    shapes = np.repeat([artery(TIMES), artery(TIMES, arrival=17.5, scale=2.2)], 20, axis=0)
+    curves = shapes + np.random.default_rng(0).normal(0, noise, shapes.shape)
+    labels = clusters(smoothed(curves, DT), noise, DT)
+    assert len(set(labels[:20])) == len(set(labels[20:])) == 1 and labels[0] != labels[-1]
+
+
+def test_more_voxels_are_averaged_where_there_is_more_noise():
+    quiet, noisy = (find_aif(brain(arteries=40, noise=noise)[0], DT) for noise in (0.3, 4.0))
+    assert len(quiet.voxels) < len(noisy.voxels) <= 30
+
+
+def test_the_numbers_of_an_aif_say_how_good_it_is():
+    good = find_aif(brain(noise=0.5)[0], DT)
+    poor = find_aif(brain(noise=4.0)[0], DT)
+    true = bolus_of(TRUE[None], DT)
+    assert good.width_s == pytest.approx(true.width_s[0], rel=0.05)
+    assert good.arrival_s == pytest.approx(true.half_rise_s[0], abs=0.3)
+    assert good.area == pytest.approx(good.curve.sum() * DT)
+    assert good.snr > 3 * poor.snr and good.reliability > 0.995 and good.stands_out > 4
+    assert doubts(good, DT) == ()
+
+
+def test_each_doubt_has_a_curve_that_raises_it():
+    good = find_aif(brain()[0], DT)
+    assert doubts(replace(good, saturated=True), DT) == ("saturated",)
+    assert doubts(replace(good, snr=9.0), DT) == ("noisy",)
+    assert doubts(replace(good, reliability=0.9), DT) == ("noisy",)
+    assert doubts(replace(good, stands_out=1.7), DT) == ("tissue",)
+    assert doubts(replace(good, scale=2.0), DT) == ("partial volume",)
+    assert doubts(good, 5.0) == ("coarse",)
+
+
+def test_a_mask_gives_the_mean_of_its_voxels_and_avoids_clipped_ones():
+    curves, kind = brain()
+    mask = kind == 1
+    given = aif_from_mask(curves, mask, dt=DT)
+    np.testing.assert_allclose(given.curve, curves[mask].mean(axis=0), rtol=1e-5)
+    assert given.source == "mask" and not given.saturated and given.width_s > 0
+    ceiling = np.full(SHAPE, 200.0)
+    first = tuple(np.argwhere(mask)[0])
+    ceiling[first] = 10
+    assert len(aif_from_mask(curves, mask, ceiling).voxels) == mask.sum() - 1
+    alone = np.zeros(SHAPE, bool)
+    alone[first] = True
+    assert aif_from_mask(curves, alone, ceiling).saturated
+
+
+def test_a_mask_that_cannot_be_used_is_refused_in_a_sentence():
+    curves, _ = brain()
+    with pytest.raises(InputError, match="no voxel"):
+        aif_from_mask(curves, np.zeros(SHAPE))
+    with pytest.raises(InputError, match="resample"):
+        aif_from_mask(curves, np.ones((4, 4, 4)))
+    with pytest.raises(InputError, match="no bolus"):
+        aif_from_mask(np.zeros_like(curves), np.ones(SHAPE))
+
+
+def test_no_artery_is_an_input_error_of_its_own():
+    with pytest.raises(NoArtery):
+        find_aif(brain(arteries=0, veins=0, spikes=0)[0], DT)
+    assert issubclass(NoArtery, InputError)
+
+
+def late_part(share, delay=8.0, noise=0.3, dt=1.5):
+    times = frame_times(60, dt)
+    n = 400
+    delays = np.where(np.arange(n) < share * n, delay, 0) + np.random.default_rng(0).normal(0, 0.4, n)
+    curves = np.stack([tissue(times, mtt=4, delay=d) for d in delays])
+    curves *= 15 / curves.max()
+    return curves + np.random.default_rng(1).normal(0, noise, curves.shape), delays
+
+
+@pytest.mark.parametrize("share", [0.0, 0.2, 0.45])
+def test_relative_ttp_is_the_delay_after_normal_tissue_however_large_the_late_part(share):
+    curves, delays = late_part(share)
+    found = relative_ttp(curves, 1.5)
+    assert abs(np.median(found[delays < 4])) < 0.3
+    if share:
+        assert np.median(found[delays > 4]) == pytest.approx(8, abs=0.5)
+    assert (found > LATE_TTP_S).mean() == pytest.approx(share, abs=0.01)
+
+
+def test_relative_ttp_ignores_height_and_when_the_series_began():
+    curves, _ = late_part(0.2)
+    first = relative_ttp(curves, 1.5)
+    np.testing.assert_allclose(relative_ttp(7 * curves, 1.5), first, atol=1e-4)
+    later = np.concatenate([curves[:, :1].repeat(5, axis=1), curves[:, :-5]], axis=1)
+    np.testing.assert_allclose(relative_ttp(later, 1.5), first, atol=1e-3)
+    with pytest.raises(InputError, match="no tissue"):
+        relative_ttp(np.zeros((0, 60)), 1.5)
+
+
+def test_on_drawn_phantoms_the_artery_is_found_with_its_shape_and_doubted_where_it_is_not():
+    found = [artery_of(drawn_phantom(seed, snr_range=(20, 200), jumps=0, drift_mm=0.0)) for seed in range(200, 210)]
+    good = [correlation >= 0.98 and frames <= 1 for correlation, frames, _ in found]
+    assert sum(good) >= 9
+    assert all(doubt for fine, (_, _, doubt) in zip(good, found, strict=True) if not fine)
+
+
+def test_a_phantom_without_bolus_has_no_artery_and_a_saturated_one_says_so():
+    phantom = drawn_phantom(0, situation="no_bolus", jumps=0, drift_mm=0.0)
+    rates = rates_of(phantom)
+    with pytest.raises(NoArtery):
+        find_aif(rates, phantom.facts["tr_s"], phantom.truth["brain"] > 0)
+    black = drawn_phantom(2, situation="saturated_aif", jumps=0, drift_mm=0.0, tr_s=1.5)
+    ceiling = np.log(np.maximum(black.truth["s0"], 1) / (2 * black.sigma)) / black.facts["te_s"]
+    assert find_aif(rates_of(black), 1.5, black.truth["brain"] > 0, ceiling=ceiling).saturated
+
+
+def rates_of(phantom):
+    s0 = np.maximum(phantom.signal.data[..., :4].mean(axis=3, keepdims=True), 1e-3)
+    return -np.log(np.maximum(phantom.signal.data / s0, 0.02)) / phantom.facts["te_s"]
+
+
+def artery_of(phantom):
+    dt, true = phantom.facts["tr_s"], phantom.aif_delta_r2star
+    try:
+        found = find_aif(rates_of(phantom), dt, phantom.truth["brain"] > 0)
+    except NoArtery:
+        return 0.0, 99, ("no artery",)
+    correlation = np.corrcoef(found.curve, true)[0, 1]
+    return correlation, abs(int(found.curve.argmax()) - int(true.argmax())), doubts(found, dt)

@@ -27,6 +27,7 @@ DOORS = {
     "pydicom": {"imaging"},
     "highdicom": {"imaging"},
     "prefect": {"flows"},
+    "SimpleITK": {"preprocessing"},
 }
 # training may score what it trains, with this module of evaluation alone
 MAY_IMPORT = {"training": {"evaluation.metrics"}}

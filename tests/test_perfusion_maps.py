@@ -234,5 +234,5 @@ def test_reference_tmax_and_arrival_follow_the_true_delay(method, cbf):
     for delay, found in medians.items():
         assert found["tmax"] == pytest.approx(delay + medians[0]["tmax"], abs=2.5 if method == "ssvd" else 1.0)
         assert found["delay"] == pytest.approx(delay, abs=1.6)
-        # Noise in −ln S and the rectangle rule both add to the area.
+        # The rectangle rule of the reference adds half a frame of flow to the area.
         assert 3.8 < found["cbv"] < 5.4

@@ -105,6 +105,7 @@ def test_every_flag_has_a_phantom_or_a_test_and_a_sentence_with_a_remedy():
         quality.uneven_times([0, 1, 2, 3.4, 4]),
         quality.early_bolus(slice(0, 2), 60),
         quality.no_artery(12.0),
+        quality.doubtful_aif(["tissue"]),
     ]
     assert {flag.name for flag in every} == set(quality.FLAGS)
     for flag in every:
@@ -120,6 +121,14 @@ def test_motion_that_was_corrected_is_judged_by_a_wider_limit():
     assert quality.motion([0, 3.0]) and not quality.motion([0, 3.0], corrected=True)
     assert quality.motion([0, 8.0], corrected=True).value == 8.0
     assert not quality.motion([0, 1.9]) and not quality.motion([0.0])
+
+
+def test_an_artery_is_doubted_for_what_speaks_against_it_and_noise_is_said_once():
+    assert quality.doubtful_aif([]) is None and quality.doubtful_aif(["saturated"]) is None
+    assert quality.doubtful_aif(["tissue", "coarse"]).value == 2
+    noisy = {"aif": np.r_[np.zeros(20), 10, 30, 10, np.zeros(20)], "aif_noise": 3.0, "aif_doubts": ["noisy"]}
+    assert [flag.name for flag in quality.quality_flags(**noisy)] == ["noisy_aif"]
+    assert [flag.name for flag in quality.quality_flags(**(noisy | {"aif_noise": 1.0}))] == ["doubtful_aif"]
 
 
 def test_a_frame_that_could_not_be_saved_is_always_said():

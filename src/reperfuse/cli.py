@@ -144,6 +144,43 @@ def report(arm: ArmArgument) -> None:
     _stages(arm).report(load_params())
 
 
+# ---- on one examination ---------------------------------------------------------------------------------------------
+@app.command()
+def maps(
+    source: Annotated[
+        Path, typer.Argument(help="DICOM folder of one DSC series, or a 4D NIfTI (.nii, .nii.gz)", show_default=False)
+    ],
+    out: Annotated[Path, typer.Option(help="folder for maps, aif.csv, summary.json, qc.png", show_default=False)],
+    method: Annotated[
+        str | None,
+        typer.Option(help="osvd, csvd, ssvd or tikhonov; left out: perfusion.maps.method", show_default=False),
+    ] = None,
+    te: Annotated[float | None, typer.Option(help="echo time [s], over what headers say", show_default=False)] = None,
+    tr: Annotated[
+        float | None, typer.Option(help="time between frames [s], over what headers say", show_default=False)
+    ] = None,
+    mask: Annotated[
+        Path | None, typer.Option(help="brain mask, NIfTI; left out: found by threshold", show_default=False)
+    ] = None,
+    aif: Annotated[
+        str, typer.Option(help="auto, a NIfTI mask of the artery, or a CSV with its curve (such as an aif.csv)")
+    ] = "auto",
+    adc: Annotated[
+        Path | None,
+        typer.Option(help="ADC map, NIfTI, any grid: core is then ADC < 620·10⁻⁶ mm²/s", show_default=False),
+    ] = None,
+) -> None:
+    """CBF, CBV, MTT, Tmax, TTP and delay of one DSC series, with volumes, mismatch and quality flags.
+
+    Read the flags before the maps: they say what makes this examination unreliable. The physics is in
+    docs/perfusion.md, its choices in params.yaml under perfusion.maps.
+    """
+    from reperfuse.stages.maps import maps as run
+
+    settings = load_params().perfusion.maps
+    run(source, out, settings=settings, method=method, te_s=te, tr_s=tr, mask=mask, aif=aif, adc=adc)
+
+
 # ---- what comes after -----------------------------------------------------------------------------------------------
 @app.command()
 def promote(arm: ArmArgument) -> None:

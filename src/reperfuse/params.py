@@ -242,8 +242,41 @@ class PerfusionTrain(Train):
     weight_decay: float = 0.0
 
 
+class PerfusionMaps(Section):
+    """`reperfuse maps`: physics and clinical rules; outside the pipeline, so a change makes no stage stale."""
+
+    method: Literal["osvd", "csvd", "ssvd", "tikhonov"] = Field(
+        "osvd", description="of deconvolution, when the command line names none"
+    )
+    motion_correction: bool = Field(True, description="realign the frames where that helps; they are left alone else")
+    leakage_correction: bool = Field(False, description="Boxerman–Schmainda–Weisskoff, for CBV (and MTT) only")
+    integration: Literal["full", "first_pass"] = Field(
+        "full", description="frames of the CBV integrals; the first pass alone cuts the tail of slow tissue"
+    )
+    hematocrit_correction: bool = Field(True, description="k_H/ρ = 0.73/1.04 on CBF and CBV alike")
+    partial_volume_correction: bool = Field(
+        True, description="scale the AIF to the area of the venous output, where one is found; Tmax does not change"
+    )
+    white_matter_normalisation: bool = Field(
+        False, description="scale CBF and CBV so that normal white matter has its textbook value"
+    )
+    brain_fraction: float = Field(
+        0.10, gt=0, lt=1, description="brain is brighter than this part of the robust maximum, when no --mask is given"
+    )
+    tmax_thresholds_s: tuple[float, ...] = Field(
+        (4.0, 6.0, 8.0, 10.0), description="volumes of Tmax above these [s]; 6 and 10 must be among them"
+    )
+    minimum_island_ml: float = Field(1.0, ge=0, description="smaller islands are left out of volumes [mL]")
+    exclude_csf: bool = Field(True, description="leave CSF out of volumes")
+    exclude_vessels: bool = Field(True, description="leave large vessels out of volumes")
+    core_adc: float = Field(620.0, gt=0, description="core is ADC below this [10⁻⁶ mm²/s], with --adc")
+    core_rcbf: float = Field(
+        0.30, gt=0, lt=1, description="core is CBF below this part of normal tissue's, inside Tmax > 6 s, without --adc"
+    )
+
+
 class PerfusionParams(Section):
-    """Stages of the perfusion arm."""
+    """Stages of the perfusion arm, and the maps verb."""
 
     cohort: PerfusionCohort = PerfusionCohort()
     preprocess: PerfusionPreprocess = PerfusionPreprocess()
@@ -256,6 +289,7 @@ class PerfusionParams(Section):
     resolution: PerfusionResolution = PerfusionResolution()
     report: Report = Report()
     promote: Promote = Promote(non_inferiority_margin=0.1)
+    maps: PerfusionMaps = PerfusionMaps()
 
 
 class Params(Section):

@@ -12,9 +12,6 @@ from reperfuse.imaging.volume import Volume
 SPACING_BOUNDS_MM = (0.1, 30.0)
 """Voxel size [mm] of a head scan, gap included; outside it the unit or the slice positions are wrong."""
 
-GRID_TOLERANCE = 1e-3
-"""Largest difference of affine entries [mm]: writers of one grid differ by rounding, about 1e-7."""
-
 
 def without_nan(volume: Volume, what: str) -> tuple[Volume, list[str]]:
     """The volume with 0 for NaN and infinities, and a note with their number.
@@ -62,5 +59,5 @@ def check_same_grid(volume: Volume, name: str, like: Volume, like_name: str) -> 
     sizes = [" × ".join(map(str, one.data.shape[:3])) for one in (volume, like)]
     if sizes[0] != sizes[1]:
         raise InputError(f"{name} has {sizes[0]} voxels and {like_name} {sizes[1]}: bring both to one grid.")
-    if not np.allclose(volume.affine, like.affine, rtol=0, atol=GRID_TOLERANCE):
+    if not volume.on_grid_of(like):
         raise InputError(f"{name} lies elsewhere in space than {like_name} (affines differ): bring both to one grid.")

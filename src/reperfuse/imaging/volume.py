@@ -18,6 +18,9 @@ from reperfuse.files import atomic_path, read_json, write_json
 NIFTI_ENDINGS = (".nii.gz", ".nii")
 """What `load_volume` and `save_volume` take; other formats are converted first."""
 
+GRID_TOLERANCE = 1e-3
+"""Largest difference of affine entries [mm] within one grid: writers of one grid differ by rounding, about 1e-7."""
+
 LONGEST_ECHO_S = 1.0
 """An echo time above this [s] is one written in milliseconds: T2* of tissue is below 0.1 s."""
 
@@ -97,6 +100,12 @@ class Volume:
     def n_frames(self) -> int:
         """Number of frames T; 1 for a volume without time."""
         return int(self.data.shape[3]) if self.data.ndim == 4 else 1
+
+    def on_grid_of(self, other: "Volume") -> bool:
+        """Whether both have their voxels at the same places, to `GRID_TOLERANCE`."""
+        return self.data.shape[:3] == other.data.shape[:3] and bool(
+            np.allclose(self.affine, other.affine, rtol=0, atol=GRID_TOLERANCE)
+        )
 
 
 def sidecar_path(path: Path | str) -> Path:
@@ -198,11 +207,12 @@ def _header_tr(header: Any) -> float | None:
     return spacing * seconds if seconds and np.isfinite(spacing) and spacing > 0 else None
 
 
-def save_volume(path: Path | str, volume: Volume, dtype: DTypeLike | None = None) -> None:
+def save_volume(path: Path | str, volume: Volume, dtype: DTypeLike | None = None, *, description: str = "") -> None:
     """Write a volume as NIfTI, whole or not at all; the same volume gives the same bytes.
 
-    Free-text header fields are empty and there are no extensions, so that no name travels in them. A dynamic volume
-    is preceded by its sidecar (EchoTime, RepetitionTime, FrameTimes in seconds): no image stands without its times.
+    Free-text header fields but `descrip` are empty and there are no extensions, so that no name travels in them. A
+    dynamic volume is preceded by its sidecar (EchoTime, RepetitionTime, FrameTimes in seconds): no image stands without
+    its times.
 
     Parameters
     ----------
@@ -210,6 +220,8 @@ def save_volume(path: Path | str, volume: Volume, dtype: DTypeLike | None = None
         Ends in .nii.gz (gzip level 1) or .nii.
     dtype
         Type on disk; the type of the data by default (float64 as float32, int64 as int32, bool as uint8).
+    description
+        Quantity and unit, such as "Tmax [s]", for the header's `descrip` (79 ASCII characters).
 
     Raises
     ------
@@ -233,6 +245,7 @@ def save_volume(path: Path | str, volume: Volume, dtype: DTypeLike | None = None
     image.set_qform(volume.affine, code=1 if np.allclose(axes.T @ axes, np.eye(3), atol=1e-4) else 0)
     for field in ("descrip", "db_name", "aux_file", "intent_name"):
         header[field] = b""
+    header["descrip"] = description.encode("ascii")
     if volume.data.ndim == 4:
         write_json(sidecar, times_sidecar(volume))
     with atomic_path(path) as inside, open(inside, "wb") as file:

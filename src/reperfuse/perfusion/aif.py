@@ -1,53 +1,109 @@
-"""The arterial input function, found in the series itself."""
+"""The arterial input function: found in the series itself, from a mask, and what stands in where there is none."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.cluster import hierarchy
 
 from reperfuse.errors import InputError
+from reperfuse.perfusion.vessels import (
+    ABOVE_TISSUE,
+    MAX_CANDIDATES,
+    MAX_ROUGHNESS,
+    MIN_CLUSTER,
+    MIN_SNR,
+    OF_THE_HIGHEST,
+    Bolus,
+    bolus_of,
+    clusters,
+    noise_of,
+    purest,
+    roughness_of,
+    smoothed,
+)
 
-MAX_CANDIDATES = 400
-"""Candidates that go into the clustering; its cost grows with their square."""
+LATENESS_S = 3.5
+"""Lateness [s] that costs a curve a factor e of steepness. A sinus is 10 to 30 % less steep than a pure artery, but may
+be steeper than one mixed with tissue, and rises 3 s after it or more; tissue with a delay of −3 s rises 2 s before its
+artery and has half of its steepness. On drawn phantoms 2.5 to 5 s tell both apart; without lateness a third fails."""
 
-MAX_VOXELS = 30
-"""Voxels averaged at most; more would reach into partial volume."""
+LATEST_S = 2.0
+"""An artery rises at most this much after the mean tissue [s]: the mean tissue of a delay of −3 s, the least there is,
+and of MTT 2 s rises so much before. Where there are only veins, which rise later still, there is no artery."""
 
-SHAPE_CORRELATION = 0.95
-"""Curves of one vessel agree at least this well at SNR 20; an artery and a vein that follows it by 2 s do not."""
+STANDS_OUT = 1.45
+"""Steepness (with lateness) of an artery over the 90th percentile of all voxels, at least; arteries are far less than a
+tenth of a brain. On drawn phantoms arteries reach 1.5 to 16, nearly all more than 2; in tissue without any the steepest
+cluster has 1.35 to 2. No limit parts the two, so this one is lenient, and below 2 the artery is doubted (`doubts`)."""
 
-MAX_ROUGHNESS = 0.3
-"""Energy that smoothing may take from a curve: a first pass of 6 s loses 0.01 at TR 1.5 s and 0.08 at TR 3 s, a spike
-of one frame all."""
+MIN_VOXELS, MAX_VOXELS = 5, 30
+"""Voxels averaged: fewer let noise choose them, more reach into partial volume."""
 
-NARROWER = 0.95
-"""An artery is at most this part of the mean tissue's width at half height."""
+AS_NARROW = 1.05
+"""Width of voxels below their ceiling over that of the steepest, at most, to be taken instead: equal but for noise.
+What keeps a curve below the ceiling may be tissue in the voxel, which spoils its shape more than a lost peak does; if
+all arteries are black at their peak, the clipped ones correlate with the truth by 0.99, those just below by 0.97."""
+
+NEAR_CEILING = 0.9
+"""Peak over ceiling from which a mean curve counts as saturated even if its voxels are below: noise decided which."""
+
+LATE_TTP_S = 4.5
+"""Relative TTP [s] above which tissue is late; its volume stands for that of Tmax > 6 s (median difference 6.9 mL)."""
 
 NO_ARTERY = "No voxel looks like an artery (early, high, narrow): give an AIF file or an artery mask."
 
 
+class NoArtery(InputError):
+    """Nothing in the series looks like an artery; relative TTP can stand in."""
+
+
 @dataclass(frozen=True)
 class Aif:
-    """An arterial input function and where it was measured."""
+    """An arterial (or venous) curve, where it was measured, and how good it is."""
 
     curve: NDArray[np.float64]
-    """ΔR2* of the artery, shape (T,) [1/s]."""
+    """ΔR2* of the vessel, shape (T,) [1/s]."""
     voxels: NDArray[np.intp]
-    """Array indices i, j, k of the voxels it is the mean of, shape (n, 3)."""
+    """Array indices i, j, k of the voxels it is the mean of, shape (n, 3); none for a curve from a file."""
+    source: str = "auto"
+    """auto, mask or file."""
+    saturated: bool = False
+    """Its peak lies in the noise floor, so it is cut; there were no better voxels."""
+    scale: float = 1.0
+    """Factor already applied to the curve to give it the vein's area (`vof.rescaled_to_vof`): 1.3 means that the voxels
+    held about three quarters of blood."""
+    snr: float = np.nan
+    """Peak over the noise of the curve (from its second differences). Below 40 the shape may be off."""
+    roughness: float = np.nan
+    """Energy a 1.3 s smoothing takes from the curve over what it leaves. A bolus has 0.00 to 0.03."""
+    width_s: float = np.nan
+    """Width of the first pass at half height [s]. Patients have 4 to 12."""
+    arrival_s: float = np.nan
+    """When the curve rises through half of its height [s] after the first frame."""
+    area: float = np.nan
+    """∫ΔR2* dt over the series, recirculation included [no unit]."""
+    reliability: float = np.nan
+    """Correlation to be expected with the same curve without noise, from how alike its voxels are (`reliability_of`).
+    Falls with noise and with voxels of different vessels; below 0.985 the curve should be looked at."""
+    stands_out: float = np.nan
+    """Its steepness over the 90th percentile of the voxels searched: at least `STANDS_OUT`; below 2 perhaps tissue."""
 
 
-def find_aif(delta_r2star: ArrayLike, dt: float, mask: ArrayLike | None = None) -> Aif:
+def find_aif(
+    delta_r2star: ArrayLike, dt: float, mask: ArrayLike | None = None, *, ceiling: ArrayLike | None = None
+) -> Aif:
     """The mean curve of a cluster of voxels that fill early, high and narrow.
 
-    1. Candidates: voxels whose (lightly smoothed) peak reaches half of the tenth highest peak, stands out of tissue and
-       noise, and comes no later than the bolus of the mean tissue.
-    2. Rough ones go: those that lose more than `MAX_ROUGHNESS` of their energy to the smoothing.
-    3. What remains is clustered by shape (average linkage, cut at `SHAPE_CORRELATION`). Of the clusters with at least
-       three voxels that are clearly narrower at half height than the mean tissue, the one with the smallest sum of
-       first moment and width is the artery: veins have arteries' height but come later and wider.
-    4. The mean of its highest voxels, at most `MAX_VOXELS`, is the AIF.
+    1. Candidates: voxels that stand out of tissue and noise, are not rough, and rise no later than `LATEST_S` after the
+       mean tissue.
+    2. They are ranked by steepness, height over width, which loses a factor e for each `LATENESS_S` of lateness; the
+       first `MAX_CANDIDATES` are clustered by shape.
+    3. The steepest cluster is the artery, judged by the mean of the voxels it would lend: its steepest, only as many as
+       the noise asks for. If it does not stand out of all voxels by `STANDS_OUT`, there is no artery.
+
+    Voxels that exceed their `ceiling` are avoided unless the others are wider (`AS_NARROW`). If clipped ones are taken,
+    they are the least clipped, since a cut peak is wide too, and the artery is `saturated`.
 
     Parameters
     ----------
@@ -56,82 +112,286 @@ def find_aif(delta_r2star: ArrayLike, dt: float, mask: ArrayLike | None = None) 
     dt
         Time between frames [s].
     mask
-        Where to look, shape (I, J, K); everywhere when not given.
+        Where to look, shape (I, J, K), mostly tissue, since that is what an artery has to stand out of: the brain.
+        Everywhere when not given, which suits series without air.
+    ceiling
+        ΔR2* above which a voxel's signal is in the noise floor, shape (I, J, K) [1/s].
 
     Raises
     ------
-    InputError
+    NoArtery
         If nothing looks like an artery.
+    InputError
+        If the mask has no voxel.
 
     References
     ----------
-    In its steps after Mouridsen K et al., Magn Reson Med 2006;55:524–531. Ours: height instead of area for the
+    In its steps after Mouridsen K et al., Magn Reson Med 2006;55:524–531. Ours: steepness instead of area for the
     candidates; a fixed limit of roughness, where dropping the roughest quarter drops the arteries first if they are
     few, being sharp; and hierarchical clustering, which needs no seed.
+
+    Examples
+    --------
+    >>> t = np.arange(0, 60, 1.5)
+    >>> tissue = 5 * np.exp(-0.5 * ((t - 30) / 6) ** 2) * np.ones((4, 4, 4, 1))
+    >>> tissue[0, 0] = 30 * np.exp(-0.5 * ((t - 24) / 3) ** 2)
+    >>> aif = find_aif(tissue, 1.5)
+    >>> len(aif.voxels), round(float(aif.curve.max())), round(aif.width_s)
+    (4, 30, 7)
     """
-    curves_4d = np.asarray(delta_r2star)
-    if curves_4d.ndim != 4:
-        raise ValueError(f"delta_r2star has {curves_4d.ndim} axes, expected (I, J, K, T)")
+    curves_4d = _checked(delta_r2star)
     where = np.ones(curves_4d.shape[:3], bool) if mask is None else np.asarray(mask, dtype=bool)
     if not where.any():
         raise InputError("The mask has no voxel, so no artery can be found in it: give a mask that covers the brain.")
     voxels, curves = np.argwhere(where), curves_4d[where]
 
-    smooth = _smoothed(curves)
-    height, peak = smooth.max(axis=1), smooth.argmax(axis=1)
-    tissue = smooth.mean(axis=0)
-    # From the lower quartile of the steps: at a TR of 3 s the bolus makes half of them.
-    noise = np.quantile(np.abs(np.diff(curves, axis=1)), 0.25, axis=1) / (0.3186 * np.sqrt(2))
-    tenth = np.sort(height)[-min(10, height.size)]
+    smooth = smoothed(curves, dt)
+    bolus = bolus_of(smooth, dt)
+    tissue = bolus_of(smooth.mean(axis=0, keepdims=True, dtype=np.float64), dt)
     chosen = np.flatnonzero(
-        (height >= 0.5 * tenth)
-        & (height > 6 * noise)
-        & (height > 1.5 * np.median(height))
-        & (peak <= tissue.argmax())
-        & (peak > 0)
+        (bolus.height > ABOVE_TISSUE * float(np.median(bolus.height)))
+        & (bolus.half_rise_s <= tissue.half_rise_s + LATEST_S)
+        & (smooth.argmax(axis=1) > 0)
     )
-    if chosen.size < 3:
-        raise InputError(NO_ARTERY)
-    chosen = chosen[np.argsort(-height[chosen], kind="stable")][:MAX_CANDIDATES]
-    rough = ((curves[chosen] - smooth[chosen]) ** 2).sum(axis=1) / (smooth[chosen] ** 2).sum(axis=1)
-    chosen = chosen[rough < MAX_ROUGHNESS]
-    if chosen.size < 3:
-        raise InputError(NO_ARTERY)
+    noise = noise_of(curves[chosen])
+    clear = (bolus.height[chosen] > MIN_SNR * noise) & (roughness_of(curves[chosen], smooth[chosen]) < MAX_ROUGHNESS)
+    if np.count_nonzero(clear) < MIN_CLUSTER:
+        raise NoArtery(NO_ARTERY)
+    chosen, noise = chosen[clear], noise[clear]
+    highest = np.full(len(curves), np.inf) if ceiling is None else np.asarray(ceiling, dtype=np.float64)[where]
+    clipped = curves[chosen].max(axis=1) > highest[chosen]
 
-    labels = _clusters(smooth[chosen])
-    sizes = np.bincount(labels)
-    means = {n: smooth[chosen[labels == n]].mean(axis=0) for n in np.flatnonzero(sizes >= min(3, sizes.max()))}
-    widest = NARROWER * _moment_and_width(tissue, dt)[1]
-    times = {n: _moment_and_width(curve, dt) for n, curve in means.items()}
-    narrow = {n: moment + width for n, (moment, width) in times.items() if width < widest}
-    if not narrow:
-        raise InputError(NO_ARTERY)
-    cluster = min(narrow, key=lambda n: narrow[n])
-    members = chosen[labels == cluster][:MAX_VOXELS]  # still in order of height
-    return Aif(curve=curves[members].mean(axis=0, dtype=np.float64), voxels=voxels[members])
-
-
-def _smoothed(curves: NDArray[Any]) -> NDArray[Any]:
-    """The curves under weights 1/4, 1/2, 1/4, ends held."""
-    padded = np.pad(curves, ((0, 0), (1, 1)), mode="edge")
-    return (padded[:, :-2] + 2 * padded[:, 1:-1] + padded[:, 2:]) / 4
-
-
-def _clusters(curves: NDArray[Any]) -> NDArray[Any]:
-    """A label from 0 for each curve; curves of one label correlate by `SHAPE_CORRELATION` on average."""
-    tree = hierarchy.linkage(curves, method="average", metric="correlation")
-    return hierarchy.fcluster(tree, t=1 - SHAPE_CORRELATION, criterion="distance") - 1
+    best = _steepest_cluster(smooth, dt, chosen, bolus, float(np.median(noise)))
+    if best is None or _stands_out(smooth[best], dt, bolus) < STANDS_OUT:
+        raise NoArtery(NO_ARTERY)
+    if clipped.any() and not clipped.all():
+        whole = _steepest_cluster(smooth, dt, chosen[~clipped], bolus, float(np.median(noise)))
+        if whole is not None and _width(smooth[whole], dt) <= AS_NARROW * _width(smooth[best], dt):
+            best = whole
+    curve = curves[best].mean(axis=0, dtype=np.float64)
+    found = Aif(
+        curve=curve,
+        voxels=voxels[best],
+        saturated=bool(curve.max() >= NEAR_CEILING * np.median(highest[best])),
+        reliability=reliability_of(curves[best]),
+    )
+    found = measured(found, dt)
+    return replace(found, stands_out=_stands_out(smooth[best], dt, bolus))
 
 
-def _moment_and_width(curve: NDArray[Any], dt: float) -> tuple[float, float]:
-    """First moment of the bolus above half of its maximum, and its width there, both between samples [s]."""
-    peak, half = int(curve.argmax()), 0.5 * float(curve.max())
-    low = high = peak
-    while low > 0 and curve[low - 1] > half:
-        low -= 1
-    while high < curve.size - 1 and curve[high + 1] > half:
-        high += 1
-    before = float((curve[low] - half) / (curve[low] - curve[low - 1])) if low > 0 else 0.0
-    after = float((curve[high] - half) / (curve[high] - curve[high + 1])) if high < curve.size - 1 else 0.0
-    moment = float(np.average(np.arange(low, high + 1), weights=curve[low : high + 1]))
-    return dt * moment, dt * (high - low + before + after)
+def aif_from_mask(
+    delta_r2star: ArrayLike, mask: ArrayLike, ceiling: ArrayLike | None = None, dt: float | None = None
+) -> Aif:
+    """The mean curve of the voxels of a mask; of those that are not clipped, if there are any.
+
+    Parameters
+    ----------
+    delta_r2star
+        ΔR2*, shape (I, J, K, T) [1/s].
+    mask
+        The artery, shape (I, J, K).
+    ceiling
+        ΔR2* above which a voxel's signal is in the noise floor, shape (I, J, K) [1/s]. If all voxels exceed it, the
+        curve is `saturated` and comes from those that exceed it in the fewest frames.
+    dt
+        Time between frames [s]; without it the numbers that need it stay NaN.
+
+    Raises
+    ------
+    InputError
+        If the mask has no voxel, lies on another grid, or covers no bolus.
+
+    Examples
+    --------
+    >>> series = np.zeros((2, 2, 1, 5)); series[0, 0, 0] = [0, 0, 6, 3, 1]
+    >>> aif_from_mask(series, series[..., 2] > 0).curve.tolist()
+    [0.0, 0.0, 6.0, 3.0, 1.0]
+    """
+    curves_4d = _checked(delta_r2star)
+    where = np.asarray(mask) > 0
+    if where.shape != curves_4d.shape[:3]:
+        raise InputError(
+            f"The artery mask has shape {where.shape}, the series {curves_4d.shape[:3]}: resample it to the series."
+        )
+    if not where.any():
+        raise InputError("The artery mask has no voxel: mark at least one voxel of an artery.")
+    voxels, curves = np.argwhere(where), curves_4d[where]
+    clipped = np.zeros(len(curves), dtype=np.intp)
+    if ceiling is not None:
+        clipped = (curves > np.asarray(ceiling)[where][:, None]).sum(axis=1)
+    least = clipped == clipped.min()
+    curve = curves[least].mean(axis=0, dtype=np.float64)
+    if not curve.max() > 0:
+        raise InputError("The artery mask covers no bolus: its mean ΔR2* is never positive; check where it lies.")
+    found = Aif(curve, voxels[least], "mask", bool(clipped.min() > 0), reliability=reliability_of(curves[least]))
+    return found if dt is None else measured(found, dt)
+
+
+def measured(aif: Aif, dt: float) -> Aif:
+    """The same with everything filled in that the curve alone tells: snr, roughness, width, arrival and area.
+
+    Examples
+    --------
+    >>> t = np.arange(0, 60, 1.0)
+    >>> aif = Aif(curve=20 * np.exp(-0.5 * ((t - 20) / 3) ** 2), voxels=np.empty((0, 3), int), source="file")
+    >>> round(measured(aif, 1.0).area), round(measured(aif, 1.0).width_s, 1)
+    (150, 7.1)
+    """
+    curve = np.asarray(aif.curve, dtype=np.float64)[None]
+    smooth, noise = smoothed(curve, dt), float(noise_of(curve)[0])
+    bolus = bolus_of(curve, dt)
+    return replace(
+        aif,
+        snr=float(curve.max() / noise) if noise > 0 else np.inf,
+        roughness=float(roughness_of(curve, smooth)[0]),
+        width_s=float(bolus.width_s[0]),
+        arrival_s=float(bolus.half_rise_s[0]),
+        area=float(curve.sum() * dt),
+    )
+
+
+def doubts(aif: Aif, dt: float) -> tuple[str, ...]:
+    """Why a curve should be looked at before it is believed: none for a good one.
+
+    saturated: the peak is cut. noisy: SNR below 40 or reliability below 0.985. tissue: it hardly stands out of tissue.
+    coarse: fewer than 1.5 frames to the width of the bolus. partial volume: scaled to the vein by more than 1.5. What
+    is not known (NaN) raises no doubt.
+
+    Examples
+    --------
+    >>> t = np.arange(0, 60, 1.0)
+    >>> curve = 20 * np.exp(-0.5 * ((t - 20) / 3) ** 2)
+    >>> good = measured(Aif(curve, np.empty((0, 3), int), "file"), 1.0)
+    >>> doubts(good, 1.0), doubts(replace(good, scale=2.5), 1.0)
+    ((), ('partial volume',))
+    """
+    raised = {
+        "saturated": aif.saturated,
+        "noisy": aif.snr < 40 or aif.reliability < 0.985,
+        "tissue": aif.stands_out < 2.0,
+        "coarse": aif.width_s < 1.5 * dt,
+        "partial volume": aif.scale > 1.5,
+    }
+    return tuple(name for name, is_so in raised.items() if is_so)
+
+
+def reliability_of(curves: NDArray[Any]) -> float:
+    """Correlation to be expected between the mean of curves, shape (n, T), and that mean without its noise.
+
+    √(n·p/(1 + (n − 1)·p)) with p the mean correlation of two of the curves (the Spearman–Brown formula): if all share
+    one shape and differ by noise, p is the part of their variance that is no noise. NaN for a single curve.
+
+    Examples
+    --------
+    >>> rng, shape = np.random.default_rng(0), np.exp(-0.5 * ((np.arange(50) - 20) / 4) ** 2)
+    >>> noisy = shape + rng.normal(0, 0.3, (20, 50))
+    >>> expected, true = reliability_of(noisy), float(np.corrcoef(noisy.mean(axis=0), shape)[0, 1])
+    >>> abs(expected - true) < 0.02
+    True
+    """
+    if len(curves) < 2:
+        return float("nan")
+    centred = curves - curves.mean(axis=1, keepdims=True, dtype=np.float64)
+    centred /= np.maximum(np.linalg.norm(centred, axis=1, keepdims=True), np.finfo(np.float64).tiny)
+    n = len(curves)
+    alike = max((float((centred.sum(axis=0) ** 2).sum()) - n) / (n * (n - 1)), 0.0)
+    return float(np.sqrt(n * alike / (1 + (n - 1) * alike)))
+
+
+def relative_ttp(delta_r2star: ArrayLike, dt: float, *, late_s: float = LATE_TTP_S) -> NDArray[np.float32]:
+    """Time to peak of each voxel minus that of normal tissue, shape (n,) [s]: what needs no artery.
+
+    Normal is what is not late: the reference is the median TTP of all voxels that are not more than `late_s` after it,
+    found by repetition from the first quartile on. As long as most of the brain is normal, the late part does not move
+    it, and neither hemisphere nor midline need be known.
+
+    Parameters
+    ----------
+    delta_r2star
+        Curves of the brain, shape (n, T) [1/s].
+    dt
+        Time between frames [s].
+    late_s
+        Relative TTP above which tissue is late [s].
+
+    Raises
+    ------
+    InputError
+        If there are no curves.
+
+    Examples
+    --------
+    >>> t = np.arange(0, 60, 1.5)
+    >>> curves = np.exp(-0.5 * ((t - np.array([20.0, 20.0, 21.0, 20.0, 28.0])[:, None]) / 4) ** 2)
+    >>> relative_ttp(curves, 1.5).round(1).tolist()
+    [0.0, 0.0, 1.0, 0.0, 8.0]
+    """
+    curves = np.asarray(delta_r2star)
+    if curves.ndim != 2:
+        raise ValueError(f"delta_r2star has {curves.ndim} axes, expected (n, T)")
+    if not len(curves):
+        raise InputError("There is no tissue, so no time to peak: give a mask that covers the brain.")
+    ttp = dt * _vertex(smoothed(curves, dt))
+    reference, before = float(np.quantile(ttp, 0.25)), np.inf
+    while abs(reference - before) > 0.01 * dt:
+        before, reference = reference, max(float(np.median(ttp[ttp - reference <= late_s])), reference)
+    return np.asarray(ttp - reference, dtype=np.float32)
+
+
+def steepness(bolus: Bolus) -> NDArray[Any]:
+    """ln(height/width) of each curve less its lateness over `LATENESS_S`, shape (n,)."""
+    least = np.finfo(np.float32).tiny  # a curve without a bolus is the least steep of all
+    return np.log(np.maximum(bolus.height / np.maximum(bolus.width_s, least), least)) - bolus.half_rise_s / LATENESS_S
+
+
+def _steepest_cluster(
+    smooth: NDArray[Any],
+    dt: float,
+    among: NDArray[np.intp],
+    bolus: Bolus,
+    noise: float,
+) -> NDArray[np.intp] | None:
+    """Rows of the voxels to average; None where no cluster is an artery."""
+    if among.size < MIN_CLUSTER:
+        return None
+    highest = np.sort(bolus.height[among])[-min(10, among.size)]
+    among = among[bolus.height[among] >= OF_THE_HIGHEST * highest]
+    among = among[np.argsort(-steepness(Bolus(*(f[among] for f in bolus))), kind="stable")][:MAX_CANDIDATES]
+    if among.size < MIN_CLUSTER:
+        return None
+    labels = clusters(smooth[among], noise, dt)
+    groups = [among[labels == n] for n in np.flatnonzero(np.bincount(labels) >= MIN_CLUSTER)]
+    groups = [purest(group, bolus.height, noise, MIN_VOXELS, MAX_VOXELS) for group in groups]
+    if not groups:
+        return None
+    return max(groups, key=lambda group: _steepness_of_mean(smooth[group], dt))
+
+
+def _steepness_of_mean(curves: NDArray[Any], dt: float) -> float:
+    return float(steepness(bolus_of(curves.mean(axis=0, keepdims=True, dtype=np.float64), dt))[0])
+
+
+def _stands_out(curves: NDArray[Any], dt: float, everywhere: Bolus) -> float:
+    """Steepness of the mean of curves over the 90th percentile of all."""
+    return float(np.exp(_steepness_of_mean(curves, dt) - np.quantile(steepness(everywhere), 0.9)))
+
+
+def _checked(delta_r2star: ArrayLike) -> NDArray[Any]:
+    curves_4d = np.asarray(delta_r2star)
+    if curves_4d.ndim != 4:
+        raise ValueError(f"delta_r2star has {curves_4d.ndim} axes, expected (I, J, K, T)")
+    return curves_4d
+
+
+def _width(curves: NDArray[Any], dt: float) -> float:
+    return float(bolus_of(curves.mean(axis=0, keepdims=True, dtype=np.float64), dt).width_s[0])
+
+
+def _vertex(curves: NDArray[Any]) -> NDArray[Any]:
+    """Place (in samples) of each curve's maximum, by the parabola through three samples; (n, T) to (n,)."""
+    rows, last = np.arange(len(curves)), curves.shape[1] - 1
+    peak = curves.argmax(axis=1)
+    before, top, after = (curves[rows, np.clip(peak + s, 0, last)] for s in (-1, 0, 1))
+    bend = before - 2 * top + after
+    inner = (peak > 0) & (peak < last) & (bend < 0)
+    return peak + np.where(inner, (before - after) / np.where(inner, 2 * bend, 1), 0)

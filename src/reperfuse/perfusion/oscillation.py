@@ -17,8 +17,9 @@ from reperfuse.perfusion.cores import over_chunks
 OSCILLATION_LIMIT = 0.06
 """Largest oscillation index a voxel's residue function may have at a frame interval of `LIMIT_DT_S`.
 
-Wu et al. set it by SNR; what suits depends on TR too (`oscillation_limit`). Measured here on phantoms of T 60, TR 1.5 s, TE 30 ms, CBV 2–5 mL/100 g, MTT 3–14 s, delay 0–9 s (ranges are over exponential, Lorentzian and gamma
-residues; volume is that of Tmax > 6 s over the same without noise):
+Wu et al. set it by SNR; what suits depends on TR too (`oscillation_limit`). Measured here on phantoms of T 60, TR
+1.5 s, TE 30 ms, CBV 2–5 mL/100 g, MTT 3–14 s, delay 0–9 s (ranges are over exponential, Lorentzian and gamma residues;
+volume is that of Tmax > 6 s over the same without noise):
 
     limit                          0.018      0.035      0.05       0.06       0.08
     SNR 50, Tmax against delay r   0.95–0.96  0.96       0.95–0.96  0.95–0.96  0.94–0.96

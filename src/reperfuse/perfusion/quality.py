@@ -5,6 +5,7 @@ and curves, and returns a `Flag` or None. Limits are constants, with the reason 
 reference object say so.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -258,6 +259,34 @@ def noisy_aif(aif: ArrayLike, noise: float | None = None, *, least: float = AIF_
     )
 
 
+DOUBTS = {
+    "noisy": "its curve is noisy",
+    "tissue": "it hardly stands out of tissue",
+    "coarse": "few frames fall into its bolus",
+    "partial volume": "it had to be scaled up much to the vein's area",
+}
+"""What `aif.doubts` may say beside saturation, in words."""
+
+
+def doubtful_aif(doubts: Sequence[str]) -> Flag | None:
+    """Raised by an artery that may be none, or a poor one; its value is the number of reasons.
+
+    Parameters
+    ----------
+    doubts
+        Of `aif.doubts`; saturation has a flag of its own.
+    """
+    reasons = [DOUBTS[doubt] for doubt in doubts if doubt in DOUBTS]
+    if not reasons:
+        return None
+    return Flag(
+        "doubtful_aif",
+        f"The artery is open to doubt ({', '.join(reasons)}): look at its voxels and its curve, and give an artery "
+        "mask if they are not in a vessel; every map but TTP rests on it.",
+        float(len(reasons)),
+    )
+
+
 def implausible_te(te_s: float, *, plausible_s: tuple[float, float] = TE_RANGE_S) -> Flag | None:
     """Raised by an echo time that no DSC sequence has; its value is that echo time [s]."""
     low, high = plausible_s
@@ -404,6 +433,7 @@ FLAGS = (
     "no_artery",
     "saturated_aif",
     "noisy_aif",
+    "doubtful_aif",
 )
 """All names, in the order in which `quality_flags` gives them: what spoils most comes first."""
 
@@ -424,6 +454,7 @@ def quality_flags(
     aif_noise: float | None = None,
     aif_ceiling: float | None = None,
     aif_saturated: bool = False,
+    aif_doubts: Sequence[str] = (),
     displacement_mm: ArrayLike | None = None,
     lost: ArrayLike | None = None,
     motion_corrected: bool = False,
@@ -448,8 +479,9 @@ def quality_flags(
         Median standard deviation of ΔR2* of a voxel [1/s].
     artery_found, late_ttp_ml
         Whether an artery was, and the volume of late relative TTP that stands in [mL].
-    aif, aif_noise, aif_ceiling, aif_saturated
-        Curve, shape (T,), its noise and its reliable ceiling [1/s]; whether its search found it saturated.
+    aif, aif_noise, aif_ceiling, aif_saturated, aif_doubts
+        Curve, shape (T,), its noise and its reliable ceiling [1/s]; whether its search found it saturated, and what
+        else speaks against it (`aif.doubts`).
     displacement_mm, lost, motion_corrected
         Displacement of each frame [mm], frames that could not be saved, shape (T,), and whether they were realigned.
 
@@ -471,6 +503,8 @@ def quality_flags(
             found.append(no_artery(late_ttp_ml))
         elif aif is not None:
             found += [saturated_aif(aif, aif_ceiling, saturated=aif_saturated), noisy_aif(aif, aif_noise)]
+            noisy = found[-1] is not None
+            found.append(doubtful_aif([doubt for doubt in aif_doubts if not (noisy and doubt == "noisy")]))
     if displacement_mm is not None:
         found.append(motion(displacement_mm, lost, corrected=motion_corrected))
     if measured is not None:
