@@ -261,6 +261,12 @@ def test_a_repetition_time_that_is_not_positive_is_refused(tmp_path, value):
         read_dsc(tmp_path / "s")
 
 
+def test_an_echo_time_that_is_not_positive_is_refused(tmp_path):
+    edit(write(tmp_path / "s"), lambda dataset, _: setattr(dataset, "EchoTime", -30))
+    with pytest.raises(InputError, match="EchoTime -30 ms"):
+        read_dsc(tmp_path / "s")
+
+
 def test_second_copies_are_left_out_and_contradicting_ones_refused(tmp_path):
     paths = write(tmp_path / "s")
     shutil.copy(paths[3], tmp_path / "s" / "copy")

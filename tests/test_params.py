@@ -56,3 +56,23 @@ def test_an_override_reaches_into_the_networks_arguments() -> None:
 def test_an_override_that_is_no_field_is_named() -> None:
     with pytest.raises(InputError, match="momentum"):
         with_overrides(Params().lesion.train, {"momentum": 0.9})
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("tmax_thresholds_s: [4, 8]", "6 and 10 s"),
+        ("tmax_thresholds_s: [6, 10, .nan]", "finite"),
+        ("minimum_island_ml: .inf", "finite"),
+    ],
+)
+def test_maps_need_the_thresholds_that_rules_rest_on_and_finite_numbers(line: str, words: str, tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_text(f"perfusion: {{maps: {{{line}}}}}")
+    with pytest.raises(InputError, match=words):
+        load_params(tmp_path / "params.yaml")
+
+
+def test_a_folder_of_that_name_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").mkdir()
+    with pytest.raises(InputError, match="is a folder"):
+        load_params(tmp_path / "params.yaml")

@@ -214,6 +214,9 @@ def _stages(arm: Arm):  # type: ignore[no-untyped-def]  # a module
     return module
 
 
+STOPPED = "reperfuse: stopped by Ctrl-C; what is finished is whole, and the same command goes on from there."
+
+
 def main() -> None:
     """Entry point: exit status 0, 2 with one sentence, or 130 for Ctrl-C."""
     debug = "--debug" in sys.argv
@@ -222,8 +225,11 @@ def main() -> None:
         app([argument for argument in sys.argv[1:] if argument != "--debug"], prog_name="reperfuse")
     except SystemExit as end:
         if end.code == 130:
-            print("reperfuse: stopped by Ctrl-C; finished work is kept, the same command continues.", file=sys.stderr)
+            print(STOPPED, file=sys.stderr)
         raise
+    except KeyboardInterrupt:
+        print(STOPPED, file=sys.stderr)
+        sys.exit(130)
     except InputError as error:
         problem, sentence = error, str(error)
     except OSError as error:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from reperfuse.errors import InputError
 
@@ -20,7 +20,7 @@ ARMS: tuple[Arm, ...] = ("lesion", "perfusion")
 class Section(BaseModel):
     """A part of params.yaml: frozen, and closed to keys it does not know."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 # ---- what both arms share -------------------------------------------------------------------------------------------
@@ -274,6 +274,13 @@ class PerfusionMaps(Section):
         0.30, gt=0, lt=1, description="core is CBF below this part of normal tissue's, inside Tmax > 6 s, without --adc"
     )
 
+    @field_validator("tmax_thresholds_s")
+    @classmethod
+    def _with_six_and_ten(cls, thresholds: tuple[float, ...]) -> tuple[float, ...]:
+        if not {6.0, 10.0} <= set(thresholds):
+            raise ValueError("6 and 10 s must be among them, which mismatch and intensity ratio rest on")
+        return thresholds
+
 
 class PerfusionParams(Section):
     """Stages of the perfusion arm, and the maps verb."""
@@ -321,6 +328,8 @@ def load_params(path: Path | str = "params.yaml") -> Params:
     path = Path(path)
     if not path.exists():
         return Params()
+    if not path.is_file():
+        raise InputError(f"{path} is a folder, not a file of parameters: rename it, or work in another folder.")
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -222,6 +222,8 @@ def read_dsc(source: Path | str | Series, *, max_missing_fraction: float = 0.05)
     }
     _refuse_duplicates(images, slices, times, where)
     echoes = {round(image.te_ms, 3) for image in images if image.te_ms}
+    if echoes and min(echoes) <= 0:
+        raise InputError(f"{where} has EchoTime {min(echoes):g} ms: mend the header, it must be positive.")
     if len(echoes) > 1:
         spelt = ", ".join(f"{echo:g}" for echo in sorted(echoes))
         raise InputError(f"{where} mixes echoes of {spelt} ms: export each echo as a series of its own.")

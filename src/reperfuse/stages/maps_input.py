@@ -6,11 +6,21 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from reperfuse.cohort.checks import check_image
 from reperfuse.errors import InputError
 from reperfuse.imaging.dicom_read import read_dsc
 from reperfuse.imaging.volume import NIFTI_ENDINGS, Volume, load_volume
 from reperfuse.perfusion.bolus import MIN_FRAMES
 from reperfuse.preprocessing.geometry import resample
+
+SHORTEST_TR_S, LONGEST_TR_S = 0.1, 15.0
+"""Between these an interval may be a DSC series' [s], if a poor one; outside it the unit is another."""
+
+MOST_GAPS = 3
+"""Frames that times promise over frames there are; beyond, a time is wrong rather than a frame missing."""
+
+OTHER_FORMATS = (".mha", ".mhd", ".mgz", ".mgh", ".nrrd", ".hdr", ".img")
+"""Images that have to be converted first."""
 
 AIF_COLUMN = "aif_delta_r2star_per_s"
 """The column of an AIF file that holds ΔR2* of the artery [1/s]; `time_s` beside it holds seconds from the first
@@ -33,6 +43,8 @@ def read_examination(source: Path, *, te_s: float | None = None, tr_s: float | N
     if te_s is not None and te_s > 0.5:
         raise InputError(f"--te is {te_s:g} s, which is no echo time: give seconds, such as 0.03.")
     nifti = source.name.endswith(NIFTI_ENDINGS)
+    if source.suffix.lower() in OTHER_FORMATS or (source.name.lower().endswith(NIFTI_ENDINGS) and not nifti):
+        raise InputError(f"{source} is not named .nii or .nii.gz: convert or rename it, or give a DICOM folder.")
     series = load_volume(source) if nifti else read_dsc(source)
     if series.data.ndim != 4:
         raise InputError(f"{source} has no time axis: perfusion maps need a series of shape (I, J, K, T).")
@@ -42,16 +54,39 @@ def read_examination(source: Path, *, te_s: float | None = None, tr_s: float | N
     if te_s is None:
         remedy = "add EchoTime [s] to its JSON sidecar, or give --te" if nifti else "give it with --te, in seconds"
         raise InputError(f"{source} does not say its echo time: {remedy}.")
-    times = series.frame_times_s
+    times, notes = series.frame_times_s, series.notes
     if tr_s is not None or times is None:
+        notes += _contradiction(tr_s, times)
         tr_s = tr_s or series.tr_s
         if tr_s is None:
             raise InputError(f"{source} does not say the time between its frames: give it with --tr, in seconds.")
         times = np.arange(series.n_frames) * tr_s
     else:
         tr_s = even_interval_s(times)
+        if round((times[-1] - times[0]) / tr_s) + 1 > MOST_GAPS * len(times):
+            gap = np.diff(times).max()
+            raise InputError(f"{source} has a gap of {gap:g} s between two frames: mend its times, or give --tr.")
+    if not SHORTEST_TR_S <= tr_s <= LONGEST_TR_S:
+        raise InputError(
+            f"{source} has {tr_s:g} s between its frames, which no DSC series has: give --tr in seconds, such as 1.5."
+        )
+    check_image(series, str(source))
     return replace(
-        series, data=np.asarray(series.data, dtype=np.float32), frame_times_s=times - times[0], te_s=te_s, tr_s=tr_s
+        series,
+        data=np.asarray(series.data, dtype=np.float32),
+        frame_times_s=times - times[0],
+        te_s=te_s,
+        tr_s=tr_s,
+        notes=notes,
+    )
+
+
+def _contradiction(tr_s: float | None, times: np.ndarray | None) -> tuple[str, ...]:
+    """A note where the interval given differs from that of the frame times by more than 5 %."""
+    if tr_s is None or times is None or abs(tr_s / even_interval_s(times) - 1) <= 0.05:
+        return ()
+    return (
+        f"--tr is {tr_s:g} s where the frames are {even_interval_s(times):.3g} s apart by their times; --tr was used.",
     )
 
 
@@ -86,6 +121,10 @@ class Given:
     """ADC map on its own grid."""
     adc_file: Path | None
     """Its file, for messages."""
+    aif_file: Path | None
+    """That of the artery."""
+    notes: tuple[str, ...] = ()
+    """What was assumed on the way, one sentence each."""
 
 
 def read_given(series: Volume, *, mask: Path | None, aif: str, adc: Path | None) -> Given:
@@ -106,6 +145,7 @@ def read_given(series: Volume, *, mask: Path | None, aif: str, adc: Path | None)
         aif=None if drawn or aif == "auto" else read_aif_curve(Path(aif), even_times_s(series)),
         adc=diffusion,
         adc_file=adc,
+        aif_file=None if aif == "auto" else Path(aif),
     )
 
 
@@ -151,11 +191,15 @@ def read_aif_curve(path: Path, frame_times_s: np.ndarray) -> np.ndarray:
     numbers = table[[name for name in ("time_s", AIF_COLUMN) if name in table]].apply(pd.to_numeric, errors="coerce")
     if not np.isfinite(numbers.to_numpy(dtype=float)).all():
         raise InputError(f"{path} holds rows that are not numbers: mend or remove them.")
+    if numbers.empty:
+        raise InputError(f"{path} has no rows: write the artery's ΔR2* [1/s] at each frame.")
     curve = numbers[AIF_COLUMN].to_numpy(dtype=float)
     if "time_s" in numbers:
         times, last = numbers["time_s"].to_numpy(dtype=float), frame_times_s[-1]
         if not (np.diff(times) > 0).all():
             raise InputError(f"{path}: the times in column time_s must increase.")
+        if times[-1] > 20 * last:
+            raise InputError(f"{path} ends at {times[-1]:g} s, the series at {last:g} s: write time_s in seconds.")
         if times[-1] < 0.8 * last:
             raise InputError(f"{path} ends at {times[-1]:g} s, the series at {last:g} s: give the whole curve.")
         curve = np.interp(frame_times_s, times, curve)

@@ -1,5 +1,6 @@
 """What `reperfuse maps` leaves in its folder, each file whole or absent, summary.json last."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,17 +9,17 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from reperfuse.files import atomic_path, write_json
+from reperfuse.errors import InputError
+from reperfuse.evaluation.perfusion_qc import qc_figure
+from reperfuse.files import atomic_path, read_json, write_json
 from reperfuse.imaging.volume import Volume, save_volume
 from reperfuse.perfusion.aif import Aif
 from reperfuse.perfusion.maps import MAPS, UNITS
 from reperfuse.perfusion.quality import Flag
 from reperfuse.preprocessing.motion import Motion
+from reperfuse.stages.maps_chain import RTTP, Arteries, Bolus
 from reperfuse.stages.maps_input import AIF_COLUMN
 from reperfuse.stages.processed import write_table
-
-RTTP = "rttp"
-"""Time to peak behind normal tissue [s], which stands for Tmax where no artery was found."""
 
 SPELT = {"cbf": "CBF", "cbv": "CBV", "mtt": "MTT", "tmax": "Tmax", "ttp": "TTP", "delay": "delay", RTTP: "rTTP"}
 """Map to its name in the header, where its unit follows."""
@@ -29,10 +30,75 @@ DOTS_PER_INCH = 110
 """Of qc.png: small print is readable on a screen at full size."""
 
 
+def guard(out: Path, inputs: Sequence[Path]) -> None:
+    """Refuse a folder that cannot be written to, or in which something that is not ours would be lost.
+
+    Raises
+    ------
+    InputError
+        Before anything is read or removed.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        here = out.resolve()
+        for name in WRITTEN:
+            if (out / name).is_dir():
+                raise InputError(f"{out / name} is a folder where a file should be written: choose another --out.")
+    except OSError as error:
+        raise InputError(f"{out} cannot be written to ({error.strerror}): choose another folder.") from error
+    if not os.access(here, os.W_OK):
+        raise InputError(f"{out} cannot be written to: choose another folder or mend its permissions.")
+    for path in inputs:
+        if path.exists() and path.resolve().parent == here and path.name in WRITTEN:
+            raise InputError(f"{path} is given and would be overwritten: choose another folder for --out.")
+    summary = out / "summary.json"
+    if summary.exists() and "reperfuse" not in read_json(summary):
+        raise InputError(f"{summary} is not of this command and would be lost: choose another folder for --out.")
+
+
 def clear(out: Path) -> None:
     """Remove what an earlier run left, so that a folder never mixes two examinations."""
     for name in WRITTEN:
         (out / name).unlink(missing_ok=True)
+
+
+def write_all(
+    out: Path,
+    found: dict[str, np.ndarray],
+    series: Volume,
+    bolus: Bolus,
+    arteries: Arteries,
+    motion: Motion | None,
+    outlines: dict[str, Any],
+    summary: dict[str, Any],
+    flags: Sequence[Flag],
+) -> dict[str, Any]:
+    """Maps, curves, motion, page, and last the summary, which is returned."""
+    tissue = bolus.curves.mean(axis=0)
+    write_images(out, found, series.affine)
+    write_curves(out, bolus.dt, arteries.used, arteries.vof, tissue)
+    if motion is not None:
+        write_motion(out, motion, series.frame_times_s)
+    page = qc_figure(
+        found,
+        brain=bolus.brain,
+        affine=series.affine,
+        baseline_image=bolus.s0,
+        frame_times_s=np.arange(tissue.size) * bolus.dt,
+        tissue=tissue,
+        aif=None if arteries.used is None else arteries.used.curve,
+        vof=None if arteries.vof is None else arteries.vof.curve,
+        aif_voxels=None if arteries.found is None else arteries.found.voxels,
+        vof_voxels=None if arteries.vof is None else arteries.vof.voxels,
+        baseline=bolus.baseline,
+        arrival_s=bolus.arrival_s,
+        summary=summary,
+        flags=flags,
+        title=f"Perfusion maps, {summary['method']}" if arteries.found else "Time to peak",
+        **outlines,
+    )
+    write_page(out, page)
+    return write_summary(out, summary, flags)
 
 
 def write_images(out: Path, found: dict[str, np.ndarray], affine: np.ndarray) -> None:
