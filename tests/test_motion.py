@@ -1,3 +1,5 @@
+import warnings
+
 import nibabel as nib
 import numpy as np
 import pytest
@@ -192,6 +194,64 @@ def test_a_frame_that_was_never_acquired_is_no_movement(head):
     frames[:, :, 3, 7] = 0
     motion = estimate_motion(frames[..., 5:], head[0].affine)
     assert not motion.applied and motion.displacement_mm[0] == 0
+
+
+def quiet(capfd, frames, affine, mask=None):
+    """The motion, estimated and put right without a word on the terminal: warnings are errors, ITK writes by itself."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        motion = estimate_motion(frames, affine, mask=mask)
+        realigned(frames, affine, motion)
+    assert capfd.readouterr() == ("", "")
+    return motion
+
+
+@pytest.mark.parametrize(("scale", "kind"), [(1e30, "f4"), (3e38, "f4"), (1e300, "f8"), (1e-30, "f4")])
+def test_the_size_of_the_numbers_does_not_matter_and_nothing_reaches_the_terminal(head, capfd, scale, kind):
+    frames, _ = series(head, {6: [5, -4, 0, 0, 0, 5]})
+    frames = frames[..., 4:8].astype(kind)
+    straight = estimate_motion(frames, head[0].affine)
+    other = quiet(capfd, (frames / frames.max() * scale).astype(kind), head[0].affine)
+    np.testing.assert_allclose(other.parameters, straight.parameters, atol=0.02)
+    np.testing.assert_array_equal(other.resampled, straight.resampled)
+
+
+@pytest.mark.parametrize("case", ["constant", "constant in time and brain", "one voxel", "two voxels", "air"])
+def test_a_series_in_which_no_motion_can_be_seen_has_none_that_is_known(head, capfd, case):
+    frames, _ = series(head, {})
+    frames, mask = frames[..., :4], head[1]
+    if case.startswith("constant"):
+        frames, mask = np.full_like(frames, 100), mask if "brain" in case else None
+    elif "voxel" in case:
+        mask = np.zeros(SHAPE, bool)
+        mask[24, 24, 5] = True
+        mask[25, 24, 5] = case == "two voxels"
+    else:
+        frames, mask = np.where(mask[..., None], frames, 0), np.zeros(SHAPE, bool)
+        mask[:3] = True
+    motion = quiet(capfd, frames, head[0].affine, mask)
+    assert not motion.applied and np.isnan(motion.displacement_mm).all()
+
+
+def test_a_frame_of_one_value_is_lost_among_others(head, capfd):
+    frames, _ = series(head, {})
+    frames[..., 7] = 300
+    assert np.flatnonzero(quiet(capfd, frames[..., 5:], head[0].affine).lost).tolist() == [2]
+
+
+def test_one_broken_voxel_costs_no_frame(head, capfd):
+    frames, _ = series(head, {})
+    frames = frames[..., 5:].astype(np.float64)
+    frames[24, 24, 5, 2] = 1e300
+    assert not quiet(capfd, frames, head[0].affine).lost.any()
+
+
+def test_noise_in_place_of_a_brain_says_nothing_about_motion(head, capfd):
+    frames, _ = series(head, {})
+    corner = np.zeros(SHAPE, bool)
+    corner[:5, :5] = True
+    motion = quiet(capfd, frames[..., :4], head[0].affine, corner)
+    assert not motion.applied and np.isnan(motion.displacement_mm).all() and np.isnan(motion.parameters).all()
 
 
 @pytest.mark.parametrize("n_slices", [1, 2, 3])

@@ -1,11 +1,13 @@
 """The page shows the right side, the right voxels and the right numbers, and says what it is for."""
 
 import io
+import itertools
 import sys
 
 import matplotlib
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from PIL import Image
@@ -136,7 +138,7 @@ def test_vessel_voxels_outside_the_brain_are_not_cut_off(given):
 def test_maps_keep_their_units_and_their_shape_in_millimetres(given):
     figure = page(given)
     labels = {axis.get_ylabel() for axis in figure.axes}
-    assert {"CBF", "Tmax", "[mL/100 g/min]", "[s]", "ΔR2* [1/s]"} <= labels
+    assert {"CBF", "Tmax", "[mL/100 g/min]\nrelative scale", "[s]", "ΔR2* [1/s]"} <= labels
     image = panels(figure)["viridis"][0].images[0]
     left, right, bottom, top = image.get_extent()
     assert (right - left, top - bottom) == (2 * image.get_array().shape[1], 2 * image.get_array().shape[0])
@@ -172,13 +174,85 @@ def test_volumes_are_written_with_units_and_what_is_undefined_is_a_dash(given):
     assert "Tmax > 6 s" in found and f"{given['summary']['tmax_volume_ml']['6']:.2f} mL" in found
     assert "Core (rCBF)" in found and "Target mismatch (DEFUSE 3)" in found
     nothing = texts(page(given, summary=mismatch_summary(None, given["brain"], 0.02))).splitlines()
-    assert nothing.count("–") == 9 and not any(text.startswith("0.0") for text in nothing)
+    # Tmax at 4, 6, 8 and 10 s, mismatch volume and ratio, HIR, target mismatch.
+    assert nothing.count("–") == 8 and not any(text.startswith("0.0") for text in nothing)
+    assert "Core: not determined" in nothing
 
 
 def test_flags_are_told_in_words_and_none_is_said_too(given):
-    assert "No flag was raised." in texts(page(given))
+    said = f"None of the {len(quality.FLAGS)} checks raised a flag."
+    figure = page(given)
+    sentence = next(text for text in figure.findobj(matplotlib.text.Text) if text.get_text() == said)
+    assert sentence.get_color() == qc.INK  # green would reassure
     found = texts(page(given, flags=[FLAG])).replace("\n", " ")
-    assert FLAG.sentence in found and "No flag was raised." not in found
+    assert FLAG.sentence in found and "raised a flag" not in found
+
+
+def words(figure: Figure):
+    """Where volumes, flags and notes are written."""
+    return next(axis for axis in figure.axes if any(text.get_text() == "Quality" for text in axis.texts))
+
+
+def beside(figure: Figure, label: str) -> matplotlib.text.Text:
+    """The value on the line of a label."""
+    drawn = words(figure).texts
+    at = next(text for text in drawn if text.get_text() == label)
+    here = [text for text in drawn if text.get_position()[1] == at.get_position()[1]]
+    return next(text for text in here if text is not at and text.get_ha() == "right")
+
+
+@pytest.mark.parametrize("name", [None, "implausible_te", "no_bolus", "implausible_tr", "no_artery"])
+def test_a_target_mismatch_is_stated_only_where_tmax_can_be_believed(given, name):
+    flags = [] if name is None else [quality.Flag(name, "Something is wrong: mend it.")]
+    summary = {**given["summary"], "target_mismatch": True, "tmax_volume_ml": {"6": 120.0}}
+    figure = page(given, summary=summary, flags=flags)
+    value, volume = beside(figure, "Target mismatch (DEFUSE 3)"), beside(figure, "Tmax > 6 s")
+    believed = name in (None, "implausible_te")
+    assert value.get_text() == ("yes" if believed else "–")
+    assert {value.get_fontweight(), volume.get_fontweight()} == {"bold" if believed else "normal"}
+
+
+def test_without_an_artery_relative_ttp_stands_for_what_rests_on_tmax(given):
+    summary = mismatch_summary(None, given["brain"], 0.02) | {"relative_ttp_volume_ml": 86.0}
+    flags = [quality.no_artery(86.0)]
+    figure = page(given, maps={"rttp": given["maps"]["tmax"]}, aif=None, core=None, summary=summary, flags=flags)
+    found = texts(figure)
+    assert beside(figure, "Relative TTP > 4.5 s").get_text() == "86 mL" and "Core: not determined" in found
+    assert not any(name in found for name in ("Tmax >", "HIR", "Mismatch volume", "orange line"))
+    assert "relative TTP > 4.5 s 86 mL" in figure.get_label()
+
+
+def test_the_brain_is_told_by_volume_source_and_slices(given):
+    known = given["summary"] | {"brain_ml": 1354.0, "mask_source": "threshold"}
+    assert beside(page(given, summary=known), "Brain (threshold, 8 slices)").get_text() == "1354 mL"
+    assert "Brain (" not in texts(page(given))
+
+
+@pytest.mark.parametrize("calibrated", [True, False])
+def test_flow_and_volume_are_called_relative_unless_white_matter_set_their_scale(given, calibrated):
+    maps = given["maps"] | {"cbv": given["maps"]["cbf"]}
+    known = given["summary"] | {"settings": {"white_matter_normalisation": calibrated}}
+    assert texts(page(given, maps=maps, summary=known)).count("relative scale") == (0 if calibrated else 2)
+
+
+@pytest.mark.parametrize("n_flags", [0, 1, 12])
+@pytest.mark.parametrize("n_notes", [1, 30])
+def test_notes_follow_the_flags_without_meeting_them_or_leaving_the_page(given, n_flags, n_notes):
+    notes = [f"Note {n}: the series had something done to it that its reader may want to know." for n in range(n_notes)]
+    figure = page(given, summary=given["summary"] | {"notes": notes}, flags=[FLAG] * n_flags)
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    column = [text for text in words(figure).texts if text.get_position()[0] == 0.46]
+    boxes = [text.get_window_extent(renderer) for text in column]
+    assert all(above.y0 > below.y0 and above.y0 > below.y1 - 3 for above, below in itertools.pairwise(boxes))
+    assert boxes[-1].y0 > 0.02 * figure.bbox.height and max(box.x1 for box in boxes) < figure.bbox.width
+    found = texts(figure).replace("\n", " ")
+    assert ("see summary.json" in found) == (n_notes > 1 or n_flags > 1)
+    assert notes[0] in found or n_flags > 1
+
+
+def test_the_letters_of_the_sides_stand_out_on_any_colour(given):
+    letters = [text for text in page(given).findobj(matplotlib.text.Text) if text.get_text() in ("R", "L")]
+    assert letters and all(text.get_path_effects() for text in letters)
 
 
 def test_more_flags_than_fit_are_named_at_least(given):

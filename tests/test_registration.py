@@ -1,3 +1,5 @@
+import warnings
+
 import nibabel as nib
 import numpy as np
 import pytest
@@ -117,3 +119,16 @@ def test_a_turn_about_the_centre_displaces_a_ball_as_jenkinson_says():
     matrix = nib.affines.from_matvec(turn, centre - turn @ centre)
     # Mean square distance from the axis is 2r²/5, each point moves 2·sin(0.05) of it.
     assert displacement_mm(matrix, centre) == pytest.approx(2 * np.sin(0.05) * 80 * np.sqrt(2 / 5))
+
+
+@pytest.mark.parametrize("scale", [1e30, 3e38, 1e-30])
+def test_the_size_of_the_numbers_does_not_matter_and_nothing_reaches_the_terminal(images, capfd, scale):
+    weighted, adc, affine = images
+    wrong, _ = misplaced(affine)
+    _, straight = rigid_align(adc, wrong, weighted, affine)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        _, found = rigid_align(adc / adc.max() * scale, wrong, weighted / weighted.max() * scale, affine)
+    assert capfd.readouterr() == ("", "")
+    np.testing.assert_allclose(found.matrix, straight.matrix, atol=0.2)
+    assert found.searched

@@ -15,6 +15,7 @@ from matplotlib.colors import ListedColormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.gridspec import GridSpec
 from matplotlib.lines import Line2D
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import blended_transform_factory
 from numpy.typing import ArrayLike, NDArray
@@ -30,7 +31,7 @@ from reperfuse.evaluation.drawing import (
     show_slice,
     sides,
 )
-from reperfuse.perfusion.quality import Flag
+from reperfuse.perfusion.quality import FLAGS, Flag
 
 RESEARCH_ONLY = "Research use only. Not for diagnosis."
 
@@ -50,6 +51,15 @@ ROWS_LEFT, ROWS_RIGHT, ROWS_TOP, ROWS_BOTTOM = 0.032, 0.462, 0.93, 0.045
 
 FLAG_LINES, FLAG_WIDTH = 16, 60
 """Lines of text that fit below the curves, and characters in a line; flags beyond are named only."""
+
+NOTE_WIDTH = 74
+"""Characters in a line of the notes, which are smaller than flags and take the lines that those leave."""
+
+NO_VERDICT = frozenset({"no_bolus", "implausible_tr", "no_artery"})
+"""Flags under which Tmax or its seconds are not to be believed: no target mismatch is stated, and no number is bold."""
+
+UNCALIBRATED = ("cbf", "cbv")
+"""Maps whose size is arbitrary unless white matter was set to a known flow."""
 
 
 class MapStyle(NamedTuple):
@@ -123,7 +133,9 @@ def qc_figure(
     hypoperfused, core
         Outlined on Tmax and on the baseline image, shape (I, J, K).
     summary
-        As `perfusion.mismatch.mismatch_summary` gives it, with te_s, tr_s, n_frames and motion_mm_max where known.
+        As `perfusion.mismatch.mismatch_summary` gives it, with te_s, tr_s, n_frames, motion_mm_max, brain_ml,
+        mask_source, relative_ttp_volume_ml, notes (sentences) and settings where known. CBF and CBV are called
+        relative unless settings has a true white_matter_normalisation.
     flags
         Of `perfusion.quality.quality_flags`.
     title
@@ -147,7 +159,9 @@ def qc_figure(
     with matplotlib.rc_context({**STYLE, "font.size": 9, "axes.titlesize": 9}):
         figure = Figure(figsize=PAGE_IN)
         drawn = dict(zip(maps, shown, strict=True)) or {"baseline": picture}
-        _map_rows(figure, drawn, inside, chosen, spacing_mm, late, dead)
+        known = summary or {}
+        calibrated = bool((known.get("settings") or {}).get("white_matter_normalisation"))
+        _map_rows(figure, drawn, inside, chosen, spacing_mm, late, dead, calibrated)
         right = GridSpec(
             3, 1, figure, left=0.535, right=0.985, top=0.905, bottom=0.05, height_ratios=[2.8, 2.5, 2.9], hspace=0.3
         )
@@ -159,7 +173,8 @@ def qc_figure(
             axis = figure.add_subplot(pictures[place])
             _vessel_panel(axis, name, picture, voxels, scale, spacing_mm, colour, chosen)
         axis = figure.add_subplot(pictures[2])
-        late_is = "relative TTP > 4.5 s" if "rttp" in maps and "tmax" not in maps else "Tmax > 6 s"
+        without_artery = "rttp" in maps and "tmax" not in maps
+        late_is = "relative TTP > 4.5 s" if without_artery else "Tmax > 6 s"
         _lesion_panel(axis, picture, late, dead, inside, scale, spacing_mm, late_is)
         _curves(
             figure.add_subplot(right[1]), np.asarray(frame_times_s, dtype=np.float64), tissue, aif, vof, baseline,
@@ -167,8 +182,9 @@ def qc_figure(
         )  # fmt: skip
         words = figure.add_subplot(right[2])
         words.axis("off")
-        _numbers(words, summary or {})
-        _flag_list(words, flags)
+        n_slices_of_brain = int(inside.any(axis=(0, 1)).sum())
+        _numbers(words, known, flags, n_slices_of_brain, without_artery)
+        _notes(words, known.get("notes") or (), _flag_list(words, flags))
         figure.text(0.012, 0.972, title or "Perfusion MRI", fontsize=14, fontweight="bold", color=INK, va="center")
         figure.text(
             0.985, 0.972, RESEARCH_ONLY, fontsize=11, fontweight="bold", color=VERMILION, va="center", ha="right"
@@ -176,7 +192,8 @@ def qc_figure(
         figure.text(
             0.012, 0.014,
             "Axial slices from below upward, radiological display: the patient's right is on the left of each picture. "
-            f"White line: {late_is} as counted (no CSF, vessels or small islands); orange line: core.",
+            f"White line: {late_is} as counted (no CSF, vessels or small islands)"
+            + ("; orange line: core." if dead.any() else "."),
             fontsize=8, color=GREY,
         )  # fmt: skip
     said = "; ".join(f"{key} {_number(value)} mL" for key, value in _headline(summary or {}))
@@ -240,6 +257,7 @@ def _map_rows(
     spacing_mm: Sequence[float],
     late: NDArray[np.bool_],
     dead: NDArray[np.bool_],
+    calibrated: bool,
 ) -> None:
     rows, columns = len(maps), len(chosen)
     # Panels as wide as their brains: as high as the rows allow, or as wide as the space left of the curves does.
@@ -273,7 +291,7 @@ def _map_rows(
                 axis.set_title(f"slice {k + 1} of {inside.shape[2]}", fontweight="normal", color=INK, pad=4)
             if column == 0:
                 axis.set_ylabel(style.label, fontsize=12, fontweight="bold", color=INK)
-                sides(axis, colour="#374151")
+                _marked_sides(axis)
         scale = ScalarMappable(Normalize(low, high), colours)
         cell = grid[row, columns - 1].get_position(figure)
         # Shorter than its row, so that the numbers of two bars do not meet.
@@ -281,9 +299,10 @@ def _map_rows(
         beyond = values[inside & np.isfinite(values)]
         below, above = bool((beyond < low).any()), bool((beyond > high).any())
         extend = {(True, True): "both", (True, False): "min", (False, True): "max", (False, False): "neither"}
-        figure.colorbar(
-            scale, cax=bar, label=f"[{style.unit}]" if style.unit else "", extend=extend[below, above], extendfrac=0.06
-        )
+        unit = f"[{style.unit}]" if style.unit else ""
+        if name in UNCALIBRATED and not calibrated:
+            unit += "\nrelative scale"
+        figure.colorbar(scale, cax=bar, label=unit, extend=extend[below, above], extendfrac=0.06)
         bar.yaxis.set_major_locator(MaxNLocator(4))
         # All labels on one line, whatever the width of the numbers.
         bar.yaxis.set_label_coords(cell.x1 + 0.051, 0.5, blended_transform_factory(figure.transFigure, bar.transAxes))
@@ -304,7 +323,7 @@ def _vessel_panel(
     found = voxels.any()
     k = int(voxels.sum(axis=(0, 1)).argmax()) if found else chosen[len(chosen) // 2]
     show_slice(axis, picture[..., k], spacing_mm, cmap="gray", vmin=scale[0], vmax=scale[1])
-    sides(axis)
+    _marked_sides(axis)
     axis.set_title(name, color=colour if found else GREY)
     if not found:
         axis.set_xlabel("none found", color=GREY)
@@ -331,10 +350,18 @@ def _lesion_panel(
     show_slice(axis, picture[..., k], spacing_mm, cmap="gray", vmin=scale[0], vmax=scale[1])
     _rimmed(axis, late[..., k], spacing_mm, LATE_COLOUR)
     _rimmed(axis, dead[..., k], spacing_mm, CORE_COLOUR)
-    sides(axis)
+    _marked_sides(axis)
     title = " and ".join([late_is] * bool(late.any()) + ["core"] * bool(dead.any())) or f"No {late_is}"
     axis.set_title(title[0].upper() + title[1:], color=INK)
     axis.set_xlabel(f"slice {k + 1} of {picture.shape[2]}")
+
+
+def _marked_sides(axis: Axes) -> None:
+    """R and L, white on a dark rim: readable on any colour of a map and beside it."""
+    before = len(axis.texts)
+    sides(axis)
+    for text in axis.texts[before:]:
+        text.set_path_effects([withStroke(linewidth=2.0, foreground=INK)])
 
 
 def _rimmed(axis: Axes, mask: NDArray[np.bool_], spacing_mm: Sequence[float], colour: str) -> None:
@@ -381,24 +408,36 @@ def _with_room(axis: Axes) -> tuple[float, float]:
     return low, high + 0.12 * (high - low)
 
 
-def _numbers(axis: Axes, summary: Mapping[str, Any]) -> None:
+def _numbers(
+    axis: Axes, summary: Mapping[str, Any], flags: Sequence[Flag], n_slices: int, without_artery: bool
+) -> None:
     """Volumes, mismatch and acquisition as a column of labels and values; what is undefined is a dash."""
+    believed = not without_artery and not NO_VERDICT & {flag.name for flag in flags}
     lines: list[tuple[str, str]] = []
-    for threshold, value in (summary.get("tmax_volume_ml") or {}).items():
-        lines.append((f"Tmax > {threshold} s", _with_unit(value, "mL")))
+    if summary.get("brain_ml") is not None:
+        source = f"{summary['mask_source']}, " if summary.get("mask_source") else ""
+        slices = "1 slice" if n_slices == 1 else f"{n_slices} slices"
+        lines.append((f"Brain ({source}{slices})", _with_unit(summary["brain_ml"], "mL")))
+    if not without_artery:
+        for threshold, value in (summary.get("tmax_volume_ml") or {}).items():
+            lines.append((f"Tmax > {threshold} s", _with_unit(value, "mL")))
     if summary.get("relative_ttp_volume_ml") is not None:
         lines.append(("Relative TTP > 4.5 s", _with_unit(summary["relative_ttp_volume_ml"], "mL")))
-    method = {"adc": "ADC", "rcbf": "rCBF"}.get(str(summary.get("core_method")), "no map")
+    if summary.get("core_volume_ml") is not None:
+        method = {"adc": "ADC", "rcbf": "rCBF"}.get(str(summary.get("core_method")))
+        lines.append((f"Core ({method})" if method else "Core", _with_unit(summary["core_volume_ml"], "mL")))
+    elif "core_volume_ml" in summary:
+        lines.append(("Core: not determined", ""))
     target = {True: "yes", False: "no"}.get(summary.get("target_mismatch"), "–")  # type: ignore[arg-type]
     rows: Sequence[tuple[str, str, str]] = (
-        ("core_volume_ml", f"Core ({method})", "mL"),
         ("mismatch_volume_ml", "Mismatch volume", "mL"),
         ("mismatch_ratio", "Mismatch ratio", ""),
         ("hypoperfusion_intensity_ratio", "HIR (10 s / 6 s)", ""),
     )
-    lines += [(label, _with_unit(summary[key], unit)) for key, label, unit in rows if key in summary]
+    if not without_artery:
+        lines += [(label, _with_unit(summary[key], unit)) for key, label, unit in rows if key in summary]
     if "target_mismatch" in summary:
-        lines.append(("Target mismatch (DEFUSE 3)", target))
+        lines.append(("Target mismatch (DEFUSE 3)", target if believed else "–"))
     acquired = [
         f"TE {1000 * summary['te_s']:.0f} ms" if summary.get("te_s") else "",
         f"TR {summary['tr_s']:.2f} s" if summary.get("tr_s") else "",
@@ -408,25 +447,25 @@ def _numbers(axis: Axes, summary: Mapping[str, Any]) -> None:
     if not lines:
         return
     axis.text(0.0, 1.0, "Volumes", transform=axis.transAxes, fontsize=11, fontweight="bold", color=INK, va="top")
-    place = 0.88
+    place, step = 0.88, min(0.078, 0.858 / len(lines))
     for label, value in lines:
-        strong = (
-            "bold" if label in ("Tmax > 6 s", "Target mismatch (DEFUSE 3)") or label.startswith("Core") else "normal"
-        )
+        main = label in ("Tmax > 6 s", "Target mismatch (DEFUSE 3)") or label.startswith("Core (")
+        strong = "bold" if main and believed and value != "–" else "normal"
         axis.text(0.0, place, label, transform=axis.transAxes, fontsize=9, color=INK, va="top", fontweight=strong)
         axis.text(0.38, place, value, transform=axis.transAxes, fontsize=9, color=INK, va="top", ha="right",
                   fontweight=strong)  # fmt: skip
-        place -= 0.078
+        place -= step
     axis.text(0.0, place - 0.03, "   ".join(filter(None, acquired)), transform=axis.transAxes, fontsize=8.5, color=GREY,
               va="top")  # fmt: skip
 
 
-def _flag_list(axis: Axes, flags: Sequence[Flag]) -> None:
+def _flag_list(axis: Axes, flags: Sequence[Flag]) -> float:
+    """Flags in words; returns the height below them, as a part of the axes."""
     where: dict[str, Any] = {"transform": axis.transAxes, "va": "top"}
     axis.text(0.46, 1.0, "Quality", fontsize=11, fontweight="bold", color=INK, **where)
     if not flags:
-        axis.text(0.46, 0.88, "No flag was raised.", fontsize=9, color=GREEN, **where)
-        return
+        axis.text(0.46, 0.88, f"None of the {len(FLAGS)} checks raised a flag.", fontsize=9, color=INK, **where)
+        return 0.80
     lines: list[tuple[str, bool]] = []
     for n, flag in enumerate(flags):
         words = wrap(flag.sentence, FLAG_WIDTH)
@@ -448,6 +487,23 @@ def _flag_list(axis: Axes, flags: Sequence[Flag]) -> None:
                 Line2D([0.438], [place - 0.022], transform=axis.transAxes, color=VERMILION, marker="s", markersize=4)
             )
         axis.text(0.46, place, line, fontsize=8.5, color=INK, **where)
+    return place - 0.08
+
+
+def _notes(axis: Axes, notes: Sequence[str], top: float) -> None:
+    """What was done to the series, small, from `top` down to the end of the axes; what does not fit is counted."""
+    step = 0.046
+    room = max(int(top / step), 1)
+    lines: list[str] = []
+    for n, note in enumerate(notes):
+        words = wrap(note, NOTE_WIDTH)
+        if len(lines) + len(words) > room - (n < len(notes) - 1):
+            left = len(notes) - n
+            lines.append(f"{'And ' if n else ''}{left} {'note' if left == 1 else 'notes'}: see summary.json.")
+            break
+        lines += words
+    for n, line in enumerate(lines):
+        axis.text(0.46, top - n * step, line, fontsize=7.3, color=GREY, transform=axis.transAxes, va="top")
 
 
 def _marked(shape: tuple[int, ...], voxels: ArrayLike | None) -> NDArray[np.bool_]:
@@ -460,6 +516,8 @@ def _marked(shape: tuple[int, ...], voxels: ArrayLike | None) -> NDArray[np.bool
 def _headline(summary: Mapping[str, Any]) -> list[tuple[str, float]]:
     volumes = summary.get("tmax_volume_ml") or {}
     pairs = [("Tmax > 6 s", volumes.get("6")), ("core", summary.get("core_volume_ml"))]
+    if volumes.get("6") is None:
+        pairs.append(("relative TTP > 4.5 s", summary.get("relative_ttp_volume_ml")))
     return [(name, value) for name, value in pairs if value is not None]
 
 

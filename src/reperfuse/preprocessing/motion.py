@@ -9,7 +9,15 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage
 
 from reperfuse.preprocessing.brain import threshold_mask
-from reperfuse.preprocessing.registration import Rigid, Space, WorkingImage, displacement_mm, register
+from reperfuse.preprocessing.registration import (
+    Rigid,
+    Space,
+    WorkingImage,
+    displacement_mm,
+    register,
+    robust_maximum,
+    working_scale,
+)
 
 MOVED_MM = 0.5
 """A series is realigned when the head of some frame is farther than this from the reference [mm], a third of a usual
@@ -52,7 +60,11 @@ SLOPE_VOXELS = 8
 aligned frames at the peak of the bolus came out 1.2 mm apart."""
 
 MIN_BLOCKS = 40
-"""Blocks of the head that a slice must show to be judged."""
+"""Blocks of the head that a slice must show to be judged, and a head to be registered at all."""
+
+FLAT = 1e-5
+"""Range of a frame within the head, as a part of its largest value, up to which it shows nothing: what blurring a
+constant leaves in single precision is smaller."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +76,9 @@ class Motion:
     the scanner's axes (right, anterior, superior); NaN where the frame could not be registered."""
     displacement_mm: NDArray[np.float64]
     """Root mean square displacement of a ball of 80 mm radius against the reference frame, shape (T,) [mm] (Jenkinson's
-    measure, see `registration.displacement_mm`); NaN where the frame is lost."""
+    measure, see `registration.displacement_mm`); NaN where the frame is lost, and everywhere where no motion could be
+    seen: the head has fewer than `MIN_BLOCKS` blocks, no frame shows anything but one value, or no frame is like
+    another (a mask over air)."""
     lost: NDArray[np.bool_]
     """Frames that cannot be saved, shape (T,): registration failed, most of the head has left the field of view, the
     frame does not resemble its neighbours, or its slices disagree."""
@@ -150,9 +164,14 @@ def estimate_motion(
     n = frames.shape[3]
     head = _head(frames, mask)
     space = Space(affine, nib.affines.apply_affine(affine, np.argwhere(head).mean(axis=0)))
-    images = [space.image(_measured(frames[..., t]), affine, head) for t in range(n)]
-    acquired = np.array([image.measured[image.head].mean() >= MIN_SIGNAL for image in images])
-    reference, target = _most_typical(images, acquired)
+    levels = np.array([robust_maximum(frames[..., t][head]) for t in range(n)])
+    scale = working_scale(float(np.median(levels[levels > 0])) if levels.any() else 0.0)
+    images = [space.image(_measured(frames[..., t]), affine, head, scale) for t in range(n)]
+    acquired = np.array([_shows(image, MIN_SIGNAL) for image in images])
+    textured = acquired & ~np.array([_is_flat(image) for image in images])
+    visible = bool(textured.any())
+    acquired &= visible
+    reference, target = _most_typical(images, textured)
 
     found: list[Rigid | None] = [None] * n
     found[reference] = at_rest = Rigid(np.eye(4), space.centre_mm)
@@ -160,7 +179,7 @@ def estimate_motion(
     for order in (range(reference + 1, n), range(reference - 1, -1, -1)):
         last = at_rest
         for t in order:
-            if acquired[t]:
+            if textured[t]:
                 found[t] = register(target, images[t], [] if last is at_rest else [last.matrix])
                 last = found[t] or last
             done += 1
@@ -174,6 +193,10 @@ def estimate_motion(
     failed = np.array([rigid is None for rigid in found]) & acquired | (far > FARTHEST_MM)
     seen, explained, disagreement = _after_alignment(images, matrices, acquired & ~failed)
     lost = acquired & (failed | (seen < MIN_SEEN) | (explained < MIN_EXPLAINED) | (disagreement > DISAGREEMENT_MM))
+    if acquired.sum() > 2 and lost.sum() >= acquired.sum() - 1:
+        # No two frames are alike: this is noise, or no head, and says nothing about where a head was.
+        visible, found = False, [None] * n
+        matrices, far, lost = np.stack([np.eye(4)] * n), np.zeros(n), np.zeros(n, dtype=bool)
 
     moved = ~lost & acquired & (far > MOVED_MM)
     gains = np.array([0.0 if rigid is None else rigid.gain for rigid in found])
@@ -185,7 +208,7 @@ def estimate_motion(
             parameters[t] = (*rigid.translation_mm, *rigid.rotation_rad)
     return Motion(
         parameters=parameters,
-        displacement_mm=np.where(lost, np.nan, far),
+        displacement_mm=np.where(lost | (not visible), np.nan, far),
         lost=lost,
         resampled=resampled,
         disagreement_mm=disagreement,
@@ -229,8 +252,8 @@ def _at_rest(frame: NDArray[np.floating], affine: NDArray[np.float64], matrix: N
     measured = np.isfinite(frame) & frame.any(axis=(0, 1), keepdims=True)
     to_frame = np.linalg.inv(affine) @ matrix @ affine
     turn, shift = to_frame[:3, :3], to_frame[:3, 3]
-    values = np.where(measured, frame, 0).astype(np.float32)
-    read = ndimage.affine_transform(values, turn, shift, order=3, mode="nearest")
+    values = np.where(measured, frame, 0)
+    read = ndimage.affine_transform(values, turn, shift, output=np.float64, order=3, mode="nearest")
     # Nearest voxel, 0 outside: within half a voxel of the outermost centres the field of view still reaches.
     known = ndimage.affine_transform(measured.astype(np.uint8), turn, shift, order=0, mode="grid-constant", cval=0) > 0
     return np.where(known, np.clip(read, values[measured].min(), values[measured].max()), np.nan)
@@ -251,11 +274,23 @@ def _head(frames: NDArray[np.floating], mask: ArrayLike | None) -> NDArray[np.bo
     return threshold_mask(total / np.maximum(count, 1))
 
 
-def _measured(frame: NDArray[np.floating]) -> NDArray[np.float32]:
+def _shows(image: WorkingImage, part: float) -> bool:
+    """Whether there is a head to register, and signal in this part of it."""
+    head = image.head
+    return head is not None and bool(head.sum() >= MIN_BLOCKS) and float(image.measured[head].mean()) >= part
+
+
+def _is_flat(image: WorkingImage) -> bool:
+    """Whether the head looks the same everywhere."""
+    values = image.blurred(SHARPNESS_MM)[image.head]
+    return not values.size or float(np.ptp(values)) <= FLAT * float(np.abs(values).max())
+
+
+def _measured(frame: NDArray[np.floating]) -> NDArray[np.floating]:
     """The frame with NaN for what is no measurement: not finite, negative, or in a slice of zeros."""
     good = np.isfinite(frame) & (frame >= 0)
     good &= np.where(good, frame, 0).any(axis=(0, 1), keepdims=True)
-    return np.where(good, frame, np.nan).astype(np.float32)
+    return np.where(good, frame, np.nan)
 
 
 def _most_typical(images: list[WorkingImage], acquired: NDArray[np.bool_]) -> tuple[int, WorkingImage]:

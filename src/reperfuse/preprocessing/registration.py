@@ -59,6 +59,17 @@ ENOUGH_BLOCKS = 20_000
 WORK_UNITS = 1
 """Threads in which ITK sums the metric: with more, the last digits depend on which comes first."""
 
+WORKING_BITS = 10
+"""The search sees images whose robust maximum is below 2 to this power and above half of that: scanner units already.
+Squares of numbers of 10³⁰ overflow in single precision, and ITK then prints its matrices."""
+
+BRIGHTEST = 16.0
+"""No tissue, steady or not, is this many times brighter than that power of two: such voxels are broken and count as not
+measured, for one of them would fill the histogram. Where they are more than `FEW_BROKEN` of an image it is cut."""
+
+FEW_BROKEN = 0.01
+"""Part of an image that may be broken voxels."""
+
 MIN_OVERLAP = 0.10
 """Part of the fixed image's head that the other image must cover by its header, or the two are not of one place."""
 
@@ -177,12 +188,37 @@ def rigid_align(
     found = Rigid(np.eye(4), centre, searched=False)
     if search:
         space = Space(fixed_affine, centre)
-        target = space.image(fixed, fixed_affine, head)
-        other = space.image(moving, moving_affine)
+        target = space.image(fixed, fixed_affine, head, working_scale(robust_maximum(fixed)))
+        other = space.image(moving, moving_affine, None, working_scale(robust_maximum(moving)))
         tried = register(target, other)
         if tried is not None and tried.gain > 0 and tried.displacement_mm <= FARTHEST_MM:
             found = tried
     return _on_grid(moving, np.linalg.inv(found.matrix) @ moving_affine, fixed.shape, fixed_affine, nearest), found
+
+
+def robust_maximum(values: ArrayLike) -> float:
+    """99.5th percentile of the sizes of what is measured and not zero; 0 where there is nothing.
+
+    >>> robust_maximum([0.0, np.nan, -3.0, 3.0])
+    3.0
+    """
+    values = np.asarray(values)
+    sizes = np.abs(values[np.isfinite(values)].astype(np.float64))
+    sizes = sizes[sizes > 0]
+    return float(np.percentile(sizes, 99.5)) if sizes.size else 0.0
+
+
+def working_scale(highest: float) -> float:
+    """The power of two that takes a robust maximum to between half of 2 to the power of `WORKING_BITS` and that.
+
+    A power of two changes no digit; most scanners' numbers are multiplied by 1.
+
+    >>> working_scale(940.0), working_scale(1e30) * 1e30 < 1024
+    (1.0, True)
+    """
+    if not highest > 0:
+        return 1.0
+    return float(np.ldexp(1.0, min(WORKING_BITS - int(np.ceil(np.log2(highest))), 1000)))
 
 
 def _on_grid(
@@ -216,13 +252,21 @@ class Space:
         back = (u @ v).T / UNIT_MM
         return nib.affines.from_matvec(back, -back @ self.centre_mm)
 
-    def image(self, data: NDArray[Any], affine: NDArray[Any], mask: NDArray[np.bool_] | None = None) -> "WorkingImage":
-        """An image made ready for the search; `mask`, on its grid, says where it counts."""
+    def image(
+        self, data: NDArray[Any], affine: NDArray[Any], mask: NDArray[np.bool_] | None = None, scale: float = 1.0
+    ) -> "WorkingImage":
+        """An image made ready for the search, times `scale`; `mask`, on its grid, says where it counts."""
         inside = None if mask is None else _canonical(affine, data.shape, mask)[0]
-        turned, affine = _canonical(affine, data.shape, data)
+        # In double precision the limit for broken voxels, and the step to it, cannot overflow.
+        turned, affine = _canonical(affine, data.shape, data.astype(np.float64))
         spacing = np.linalg.norm(affine[:3, :3], axis=0)
         factors = [max(1, min(int(WORKING_MM // s), n // 16)) for s, n in zip(spacing, turned.shape, strict=True)]
         measured = np.isfinite(turned)
+        limit = BRIGHTEST * 2.0**WORKING_BITS
+        broken = measured & (np.abs(turned) > limit / scale)
+        if broken.mean() <= FEW_BROKEN:
+            measured &= ~broken
+        turned = np.clip(turned, -limit / scale, limit / scale) * scale
         weight = _blocks(measured, factors)
         values = _blocks(np.where(measured, turned, 0), factors) / np.maximum(weight, 1e-3)
         if not measured.all():  # holes take the mean of what is around them
