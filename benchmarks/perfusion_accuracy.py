@@ -40,13 +40,13 @@ from perfusion_references import (
 from perfusion_tables import cell, mean, median, regularisation, spread, table
 
 from reperfuse.imaging.volume import Volume
-from reperfuse.perfusion.aif import relative_ttp
 from reperfuse.perfusion.bolus import first_pass
 from reperfuse.perfusion.concentration import delta_r2star
 from reperfuse.perfusion.deconvolution import METHODS
 from reperfuse.perfusion.leakage import leakage_correction
 from reperfuse.perfusion.maps import image_of, maps_of_curves, perfusion_maps
-from reperfuse.perfusion.mismatch import LATE_TTP_S, hypoperfused_volumes, mismatch_summary, rcbf_core
+from reperfuse.perfusion.mismatch import hypoperfused_volumes, mismatch_summary, rcbf_core
+from reperfuse.perfusion.time_to_peak import LATE_TTP_S, relative_ttp
 from reperfuse.perfusion.tissue import tissue_mask
 from reperfuse.phantoms.artery import ArterialInput
 from reperfuse.phantoms.dsc import dsc_phantom

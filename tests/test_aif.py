@@ -5,7 +5,8 @@ import pytest
 from dsc_curves import artery, frame_times, tissue
 
 from reperfuse.errors import InputError
-from reperfuse.perfusion.aif import LATE_TTP_S, NoArtery, aif_from_mask, doubts, find_aif, relative_ttp
+from reperfuse.perfusion.aif import Aif, NoArtery, aif_from_mask, doubts, find_aif, steepness
+from reperfuse.perfusion.time_to_peak import LATE_TTP_S, relative_ttp
 from reperfuse.perfusion.vessels import bolus_of, clusters, smoothed
 from reperfuse.phantoms.dsc import drawn_phantom
 
@@ -209,6 +210,61 @@ def test_a_mask_that_cannot_be_used_is_refused_in_a_sentence():
         aif_from_mask(curves, np.ones((4, 4, 4)))
     with pytest.raises(InputError, match="no bolus"):
         aif_from_mask(np.zeros_like(curves), np.ones(SHAPE))
+
+
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+@pytest.mark.parametrize("dead", [0.0, -3.0, 1e-38, np.nan], ids=["zero", "negative", "tiny", "unmeasured"])
+def test_voxels_that_were_not_measured_neither_open_the_gate_nor_close_it(dead):
+    curves, kind = brain()
+    padded = np.concatenate([curves, np.full_like(curves, dead)])
+    padded[SHAPE[0] :, ::2, :, 5] = -20.0
+    assert (kind[tuple(find_aif(padded, DT).voxels.T)] == 1).all()
+    tissue_alone = brain(arteries=0, veins=0, spikes=0)[0]
+    with pytest.raises(NoArtery):
+        find_aif(np.concatenate([tissue_alone, np.full_like(curves, dead)]), DT)
+    with pytest.raises(NoArtery):
+        find_aif(np.full_like(curves, dead), DT)
+
+
+def test_a_curve_without_a_bolus_has_no_height_over_width_and_warns_of_nothing():
+    flat = bolus_of(np.stack([0 * TRUE, -TRUE, 1e-30 * TRUE - 5e3 * (TIMES > 60)]), DT)
+    assert flat.width_s[:2].tolist() == [0, 0] and (flat.half_rise_s[:2] == TIMES[-1]).all() and flat.width_s[2] > 2
+    assert np.isinf(steepness(flat)).tolist() == [True, True, False]
+
+
+def test_an_artery_whose_curve_has_no_area_is_none():
+    curves, _ = brain(spikes=0)
+    curves[..., TIMES > 40] -= 30  # signal that ends far brighter than it began
+    with pytest.raises(NoArtery):
+        find_aif(curves, DT)
+
+
+def test_a_given_curve_is_doubted_where_it_does_not_fit_the_tissue():
+    curves, _ = brain(spikes=0, noise=0.0)
+    mean = curves.reshape(-1, TIMES.size).mean(axis=0)
+
+    def doubted(curve):
+        return doubts(Aif(curve, np.empty((0, 3), int), "file"), DT, tissue=mean)
+
+    assert doubted(60 * TRUE) == () and doubted(60 * artery(TIMES, 14.0)) == ()
+    assert doubted(60 * artery(TIMES, 22.0, scale=2.2)) == ("late",)
+    assert doubted(1.2 * mean) == ("low",) and doubted(1e4 * TRUE) == ("area",)
+    assert set(doubted(0.01 * TRUE)) == {"low", "area"} and "area" in doubted(0 * TRUE)
+
+
+def test_tissue_scaled_up_to_the_vein_is_still_as_low_as_tissue():
+    curves, _ = brain(spikes=0, noise=0.0)
+    mean = curves.reshape(-1, TIMES.size).mean(axis=0)
+    scaled = Aif(4 * mean, np.empty((0, 3), int), "mask", scale=4.0)
+    assert "low" in doubts(scaled, DT, tissue=mean)
+
+
+def test_unmeasured_voxels_are_not_late_and_do_not_move_normal_tissue():
+    curves = late_part(0.2)[0]
+    both = np.concatenate([curves, np.zeros((1000, curves.shape[1]))])
+    found = relative_ttp(both, 1.5)
+    np.testing.assert_allclose(found[: len(curves)], relative_ttp(curves, 1.5), atol=1e-4)
+    assert (found[len(curves) :] == 0).all() and (relative_ttp(0 * curves, 1.5) == 0).all()
 
 
 def test_no_artery_is_an_input_error_of_its_own():

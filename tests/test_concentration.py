@@ -5,6 +5,7 @@ from dsc_curves import artery, frame_times, shared_data, tissue
 
 from reperfuse.errors import InputError
 from reperfuse.perfusion import concentration
+from reperfuse.perfusion.bolus import NoBaseline, NoBolus, outlier_frames
 from reperfuse.perfusion.concentration import (
     baseline_frames,
     bolus_arrival,
@@ -12,6 +13,7 @@ from reperfuse.perfusion.concentration import (
     first_pass,
     integrated,
     mean_curve,
+    negative_areas,
     noise_sigma,
     reliable_ceiling,
     unsteady_frames,
@@ -354,6 +356,45 @@ def test_a_spoilt_peak_does_not_spoil_the_first_pass(spoilt):
 def test_a_curve_without_a_bolus_has_no_first_pass(curve):
     with pytest.raises(InputError):
         first_pass(curve)
+
+
+def test_a_spoilt_frame_outside_the_bolus_stands_out_by_itself():
+    signal = signal_of(RATE)
+    for frame, factor in [(3, 0.02), (3, 1.6), (40, 0.3), (55, 2.0), (59, 0.1), (24, 3.0)]:
+        spoilt = signal.copy()
+        spoilt[frame] *= factor
+        assert np.flatnonzero(outlier_frames(spoilt)).tolist() == [frame]
+    assert not outlier_frames(signal).any() and not outlier_frames(np.full(4, 9.0)).any()
+    signal[3] *= 0.8  # less than the bolus is deep
+    assert not outlier_frames(signal).any()
+
+
+def test_a_bolus_seen_in_one_frame_alone_is_no_spoilt_frame():
+    once = np.r_[np.zeros(10), 0.01, 1.0, 0.05, 0.04, 0.03, 0.04, 0.03, 0.02, np.full(10, 0.01)]
+    assert not outlier_frames(100 * np.exp(-once)).any()
+
+
+def test_no_bolus_of_an_ordinary_or_of_the_narrowest_kind_is_a_spoilt_frame():
+    narrow = {"tr_s": 5.0, "aif_width_s": 2.0, "injection_s": 3.0, "recirculation": 0.05, "dispersion_s": 0.0}
+    for seed in range(9000, 9006):
+        for fixed in ({}, {"tr_s": 5.0}, narrow | {"grey_mtt": 2.5, "late_mtt_s": 6.0}):
+            phantom = drawn_phantom(seed, (12, 12, 3), **fixed)
+            assert not outlier_frames(mean_curve(phantom.signal.data[phantom.truth["brain"] > 0])).any(), (seed, fixed)
+
+
+def test_a_missing_bolus_and_a_missing_baseline_are_errors_of_their_own():
+    with pytest.raises(NoBolus):
+        baseline_frames(np.full(60, 500.0))
+    with pytest.raises(NoBaseline):
+        baseline_frames(signal_of(RATE)[16:])
+
+
+def test_noise_makes_no_area_negative_and_drift_does():
+    rng = np.random.default_rng(0)
+    rates = 0.3 * RATE / RATE.max() + rng.normal(0, 2.0, (2000, 60))
+    rates -= rates[:, :9].mean(axis=1, keepdims=True)
+    assert (rates.sum(axis=1) < 0).mean() > 0.2 and negative_areas(rates, 2.0, slice(0, 9)) < 0.01
+    assert negative_areas(rates - np.linspace(0, 8, 60), np.full(2000, 2.0), slice(0, 9)) > 0.8
 
 
 def test_areas_add_over_windows_and_scale_with_curve_and_interval():

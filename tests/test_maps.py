@@ -297,8 +297,40 @@ def test_an_interval_in_milliseconds_is_refused(tr: float, series: Path, tmp_pat
     assert "--tr in seconds" in refused(series, tmp_path / "out", tr_s=tr)
 
 
-def test_an_interval_against_the_frame_times_is_noted(series: Path, tmp_path: Path) -> None:
-    assert any("--tr" in note for note in maps(series, tmp_path / "out", settings=STILL, tr_s=2.0)["notes"])
+def test_an_interval_against_the_frame_times_is_flagged(series: Path, done: Path, tmp_path: Path) -> None:
+    assert "contradicting_times" in maps(series, tmp_path / "out", settings=STILL, tr_s=2.0)["flags"]
+    assert "contradicting_times" not in summary_of(done)["flags"]
+
+
+def test_a_slice_that_was_never_measured_is_flagged_and_costs_that_slice_only(
+    phantom: DscPhantom, done: Path, tmp_path: Path
+) -> None:
+    data = phantom.signal.data.copy()
+    data[:, :, 4, 20:] = 0
+    summary = maps(written(phantom, tmp_path / "dsc.nii.gz", data=data), tmp_path / "out", settings=STILL)
+    assert "unmeasured_tissue" in summary["flags"] and summary["target_mismatch"] is None
+    assert np.array_equal(map_of(tmp_path / "out", "cbf")[..., :4] > 0, map_of(done, "cbf")[..., :4] > 0)
+
+
+def test_one_dark_frame_is_bridged_and_said(phantom: DscPhantom, done: Path, tmp_path: Path) -> None:
+    data = phantom.signal.data.copy()
+    data[..., 45] *= 0.01
+    summary = maps(written(phantom, tmp_path / "dsc.nii.gz", data=data), tmp_path / "out", settings=STILL)
+    assert "missing_frames" in summary["flags"]
+    assert np.abs(map_of(tmp_path / "out", "tmax") - map_of(done, "tmax")).mean() < 0.1
+
+
+def test_an_artery_drawn_into_late_tissue_is_doubted(phantom: DscPhantom, series: Path, tmp_path: Path) -> None:
+    save_volume(tmp_path / "artery.nii.gz", Volume(phantom.truth["lesion"], phantom.signal.affine))
+    summary = maps(series, tmp_path / "out", settings=STILL, aif=str(tmp_path / "artery.nii.gz"))
+    assert "doubtful_aif" in summary["flags"]
+
+
+def test_an_adc_map_of_half_a_head_decides_nothing(phantom: DscPhantom, series: Path, tmp_path: Path) -> None:
+    adc = np.where(np.arange(8) < 4, 800.0, 0) * np.ones((48, 48, 1))
+    save_volume(tmp_path / "adc.nii.gz", Volume(adc.astype(np.float32), phantom.signal.affine))
+    summary = maps(series, tmp_path / "out", settings=STILL, adc=tmp_path / "adc.nii.gz")
+    assert "doubtful_adc" in summary["flags"] and summary["target_mismatch"] is None
 
 
 def test_a_gap_of_hours_is_refused(phantom: DscPhantom, tmp_path: Path) -> None:

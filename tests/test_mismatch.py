@@ -270,6 +270,20 @@ def test_every_unit_of_adc_gives_the_same_core(scale):
     assert core.sum() == 64 and core[2:6, 2:6, 2:6].all()
 
 
+@pytest.mark.parametrize("unmeasured", [np.nan, 0.0])
+def test_what_an_adc_map_does_not_cover_is_unknown_and_no_core(unmeasured):
+    adc = np.full(ALL.shape, 800e-6)
+    adc[2:6, 2:6, 2:6] = 450e-6
+    whole = mismatch.adc_core(adc, ALL, 0.1)
+    assert mismatch.adc_coverage(adc, ALL) == 1
+    hidden = np.zeros(ALL.shape, bool)
+    hidden[:4] = True
+    seen = np.where(hidden, unmeasured, adc)
+    np.testing.assert_array_equal(mismatch.adc_core(seen, ALL, 0.1), whole & ~hidden)
+    assert mismatch.adc_coverage(seen, ALL) == pytest.approx(1 - hidden.mean())
+    assert mismatch.adc_coverage(seen, hidden) == 0 and mismatch.adc_coverage(seen, hidden & ~hidden) == 0
+
+
 @pytest.mark.parametrize(
     ("adc", "sentence"),
     [

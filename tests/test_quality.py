@@ -1,5 +1,6 @@
 """Each flag is raised by the phantom that deserves it, stays away from ordinary ones, and says what to do."""
 
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 from reperfuse.errors import InputError
 from reperfuse.perfusion import quality
 from reperfuse.perfusion.bolus import baseline_frames, mean_curve
-from reperfuse.perfusion.concentration import delta_r2star
+from reperfuse.perfusion.concentration import delta_r2star, negative_areas
 from reperfuse.phantoms.dsc import drawn_phantom
 
 ORDINARY = {"snr_range": (30, 200), "tr_s_range": (1.0, 2.5), "jumps": 0, "drift_mm": 0.0}
@@ -27,6 +28,8 @@ def known(phantom):
         "measured": (series > 0).mean(axis=0),
         "mean_signal": mean_curve(series),
         "displacement_mm": phantom.displacement_mm,
+        "stated_tr_s": signal.tr_s,
+        "brain_volume_ml": inside.sum() * abs(np.linalg.det(signal.affine[:3, :3])) / 1000,
     }
     try:
         baseline = baseline_frames(facts["mean_signal"])
@@ -34,11 +37,15 @@ def known(phantom):
         return facts
     curves = delta_r2star(series, signal.te_s, baseline=baseline)
     s0 = series[:, baseline].mean(axis=1)
-    artery = np.argsort(-phantom.truth["artery_fraction"][inside])[:8]
+    alive = curves.max(axis=1) > 0
+    noise = phantom.sigma / (np.maximum(s0, 1) * signal.te_s)
+    artery = np.argsort(-phantom.truth["artery_fraction"][inside] * (s0 > 1))[:8]
     return facts | {
         "baseline": baseline,
-        "mean_delta_r2star": curves.mean(axis=0),
-        "voxel_noise": float(np.median(phantom.sigma / (np.maximum(s0, 1) * signal.te_s))),
+        "mean_delta_r2star": curves[alive].mean(axis=0),
+        "voxel_noise": float(np.median(noise[alive])),
+        "negative_fraction": negative_areas(curves, noise, baseline),
+        "unmeasured_fraction": float((~alive).mean()),
         "aif": curves[artery].mean(axis=0),
         "aif_ceiling": float(np.median(np.log(s0[artery] / (3 * phantom.sigma)) / signal.te_s)),
     }
@@ -83,6 +90,23 @@ def test_each_situation_raises_its_flag(situation, fixed, name):
         assert name in found, (seed, list(found))
 
 
+def test_what_is_done_to_a_series_raises_its_flag_and_no_other():
+    phantom = drawn_phantom(0, SMALL, **ORDINARY)
+    data = phantom.signal.data.astype(np.float32)
+    n_frames = data.shape[3]
+    drifting, holed = data * (1 + 0.1 * np.arange(n_frames) / n_frames), data.copy()
+    holed[:, :, :2] = 0
+    half = data.copy()
+    half[:, :, 0, n_frames // 3 :] = 0
+
+    def found(changed):
+        series = replace(phantom, signal=replace(phantom.signal, data=changed))
+        return [flag.name for flag in quality.quality_flags(**known(series))]
+
+    assert found(data) == [] and found(drifting) == ["unreturned_baseline"]
+    assert found(holed) == ["unmeasured_tissue"] and found(half) == ["missing_frames", "unmeasured_tissue"]
+
+
 def test_the_weak_bolus_is_seen_as_one_at_least_once():
     assert any("low_cnr" in raised(seed, "low_cnr", snr_range=None) for seed in range(3))
 
@@ -106,6 +130,14 @@ def test_every_flag_has_a_phantom_or_a_test_and_a_sentence_with_a_remedy():
         quality.early_bolus(slice(0, 2), 60),
         quality.no_artery(12.0),
         quality.doubtful_aif(["tissue"]),
+        quality.implausible_aif(bolus(width=8.0), 1.5),
+        quality.second_bolus(bolus() + 0.7 * bolus(arrival=45), 1.5),
+        quality.unreturned_baseline(bolus(plateau=-0.2), 1.5, 0.3),
+        quality.unreturned_baseline(bolus(), 1.5, 0.3),
+        quality.unmeasured_tissue(0.2),
+        quality.implausible_brain(90.0),
+        quality.contradicting_times(3.0, 1.5),
+        quality.doubtful_adc(0.3, 40.0, 0.8),
     ]
     assert {flag.name for flag in every} == set(quality.FLAGS)
     for flag in every:
@@ -195,10 +227,17 @@ def test_others_are_not(te_s):
     assert quality.implausible_te(te_s).value == te_s
 
 
-def test_a_bolus_too_short_for_a_heart_says_that_the_interval_is_wrong():
-    assert quality.implausible_tr(1.5, bolus(width=1.2)) is None
-    flag = quality.implausible_tr(0.4, bolus(width=1.2))
-    assert flag is not None and "would last" in flag.sentence
+def test_a_bolus_too_short_or_too_long_for_a_heart_is_no_artery_at_this_interval():
+    assert quality.implausible_aif(bolus(width=1.2), 1.5) is None
+    assert quality.implausible_aif(bolus(width=1.2), 0.4).value < 2.5
+    assert quality.implausible_aif(bolus(width=8.0), 1.5).value > 25
+    wide = {"aif": 40 * bolus(width=8.0), "tr_s": 1.5}
+    assert [flag.name for flag in quality.quality_flags(**wide)] == ["implausible_aif"]
+    cut = wide | {"mean_delta_r2star": bolus()[:22]}  # the artery may be as good as the series
+    assert [flag.name for flag in quality.quality_flags(**cut)] == ["truncated_bolus"]
+
+
+def test_the_interval_alone_can_be_implausible():
     assert quality.implausible_tr(0.05).value == 0.05 and quality.implausible_tr(5.0).value == 5.0
 
 
@@ -219,6 +258,57 @@ def test_incomplete_and_absent_frames_are_counted_and_jitter_is_not():
 def test_a_short_baseline_is_said_with_its_length(baseline, n):
     assert quality.early_bolus(baseline, 60).value == n
     assert quality.early_bolus(slice(0, 4), 60) is None
+
+
+def test_most_frames_incomplete_are_told_from_the_few_that_are_whole():
+    part = np.full(60, 0.8)
+    part[:10] = 1
+    assert quality.missing_frames(part).value == 50
+
+
+def test_a_second_bolus_is_told_from_recirculation_whichever_is_higher():
+    for height in (0.6, 0.9, 1.6):
+        flag = quality.second_bolus(bolus() + height * bolus(arrival=45), 1.5)
+        assert flag.value == pytest.approx(min(height, 1 / height), abs=0.02)
+        assert ("after" if height <= 1 else "before") in flag.sentence
+    for height in (0, 0.1, 0.3, 0.4):
+        assert quality.second_bolus(bolus() + height * bolus(arrival=35, width=4), 1.5) is None
+
+
+def test_a_mean_curve_that_ends_below_zero_has_lost_its_baseline():
+    drift = 0.2 * TIMES / TIMES[-1]
+    assert quality.unreturned_baseline(bolus() - drift, 1.5).value == pytest.approx(-0.22, abs=0.02)
+    assert quality.unreturned_baseline(bolus(), 1.5, 0.04) is None
+    assert "30%" in quality.unreturned_baseline(bolus(), 1.5, 0.3).sentence
+
+
+def test_without_a_baseline_either_the_bolus_or_the_frames_before_it_are_missed_and_not_both():
+    late = 500 * np.exp(-0.1 * bolus())
+    none, early = np.full(60, 500.0), late[14:]
+    with pytest.raises(InputError):
+        baseline_frames(early)
+    assert [flag.name for flag in quality.quality_flags(mean_signal=none)] == ["no_bolus"]
+    assert [flag.name for flag in quality.quality_flags(mean_signal=early)] == ["early_bolus"]
+
+
+def test_a_bolus_that_fills_most_of_a_short_series_is_judged_by_its_baseline():
+    short = 500 * np.exp(-0.1 * bolus(width=5.0))[4:24]
+    baseline = baseline_frames(short)
+    assert quality.no_bolus(short, baseline) is None
+    assert quality.no_bolus(np.r_[short[:8], np.full(12, 0.9 * 500)], slice(0, 6)) is None
+
+
+def test_brain_adc_and_times_are_judged_by_plain_numbers():
+    assert quality.unmeasured_tissue(0.01) is None and quality.unmeasured_tissue(0.03).value == 0.03
+    assert quality.implausible_brain(1300) is None and quality.implausible_brain(3e6) and quality.implausible_brain(20)
+    assert quality.contradicting_times(1.52, 1.5) is None and quality.contradicting_times(2.0, 1.5).value == 2.0
+    assert quality.doubtful_adc() is None and quality.doubtful_adc(0.95, 12.0, 0.3) is None
+    assert quality.doubtful_adc(0.95, 12.0, 0.6).value == 1 and quality.doubtful_adc(float("nan")).value == 1
+    said = quality.quality_flags(
+        tr_s=1.5, stated_tr_s=3.0, unmeasured_fraction=0.5, brain_volume_ml=5.0, adc_coverage=0.1, adc_shift_mm=90.0
+    )
+    names = ["unmeasured_tissue", "implausible_brain", "contradicting_times", "doubtful_adc"]
+    assert [flag.name for flag in said] == names
 
 
 def test_flags_come_in_one_order_and_what_is_unknown_is_not_judged():

@@ -43,6 +43,17 @@ def test_the_vein_is_found_outside_the_brain_and_has_its_true_curve():
         assert found.arrival_s > aif_of(ARTERY).curve.argmax() * DT - 5
 
 
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+def test_unmeasured_voxels_do_not_change_the_vein():
+    curves, brain, vein = head()
+    curves[2:14, 2:14, 2:] = 0
+    curves[2:14, 9:14, :2] = -1
+    curves[12, 2:8] = 0.3 * VEIN + np.random.default_rng(1).normal(0, 0.2, TIMES.size)  # low and late: no vein
+    found = find_vof(curves, DT, brain, aif=aif_of(ARTERY))
+    assert vein[tuple(found.voxels.T)].all()
+    assert find_vof(0 * curves, DT, brain, aif=aif_of(ARTERY)) is None
+
+
 def test_the_artery_itself_is_no_vein():
     curves, brain, _ = head(veins=False)
     curves[2:14, 2] = ARTERY  # in the rim that is searched

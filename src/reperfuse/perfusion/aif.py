@@ -9,6 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 from reperfuse.errors import InputError
 from reperfuse.perfusion.vessels import (
     ABOVE_TISSUE,
+    ALIVE,
     MAX_CANDIDATES,
     MAX_ROUGHNESS,
     MIN_CLUSTER,
@@ -48,8 +49,16 @@ all arteries are black at their peak, the clipped ones correlate with the truth 
 NEAR_CEILING = 0.9
 """Peak over ceiling from which a mean curve counts as saturated even if its voxels are below: noise decided which."""
 
-LATE_TTP_S = 4.5
-"""Relative TTP [s] above which tissue is late; its volume stands for that of Tmax > 6 s (median difference 6.9 mL)."""
+LATE_ARTERY_S = 0.5
+"""An artery that rises this much after the mean tissue [s] is doubted, whoever chose it. On 92 drawn phantoms over the
+full ranges the artery found rises 0.2 to 12 s before it, but for one (1.6 s after) that is a poor curve."""
+
+LEAST_OVER_TISSUE = 1.4
+"""Height of an artery over that of the mean tissue, at least; the same arteries have 1.47 (mixed with tissue) to 5."""
+
+AREA_RANGE = (0.01, 3.0)
+"""Area of the mean tissue curve over that of its artery; the same have 0.07 to 1.05. It is CBV as a fraction, but
+tissue relaxes signal several times more per contrast agent than blood. Beyond, one of the two is in another unit."""
 
 NO_ARTERY = "No voxel looks like an artery (early, high, narrow): give an AIF file or an artery mask."
 
@@ -144,6 +153,13 @@ def find_aif(
     if not where.any():
         raise InputError("The mask has no voxel, so no artery can be found in it: give a mask that covers the brain.")
     voxels, curves = np.argwhere(where), curves_4d[where]
+    # Voxels that were not measured are no tissue that an artery has to stand out of.
+    height = np.where(np.isfinite(curves).all(axis=1), curves.max(axis=1), 0)
+    alive = height > ALIVE * height.max()
+    if not alive.any():
+        raise NoArtery(NO_ARTERY)
+    if not alive.all():
+        voxels, curves = voxels[alive], curves[alive]
 
     smooth = smoothed(curves, dt)
     bolus = bolus_of(smooth, dt)
@@ -158,17 +174,20 @@ def find_aif(
     if np.count_nonzero(clear) < MIN_CLUSTER:
         raise NoArtery(NO_ARTERY)
     chosen, noise = chosen[clear], noise[clear]
-    highest = np.full(len(curves), np.inf) if ceiling is None else np.asarray(ceiling, dtype=np.float64)[where]
+    highest = np.full(len(curves), np.inf) if ceiling is None else np.asarray(ceiling, dtype=np.float64)[where][alive]
     clipped = curves[chosen].max(axis=1) > highest[chosen]
 
     best = _steepest_cluster(smooth, dt, chosen, bolus, float(np.median(noise)))
-    if best is None or _stands_out(smooth[best], dt, bolus) < STANDS_OUT:
+    # Not "<", which would let pass what is not a number.
+    if best is None or not _stands_out(smooth[best], dt, bolus) >= STANDS_OUT:
         raise NoArtery(NO_ARTERY)
     if clipped.any() and not clipped.all():
         whole = _steepest_cluster(smooth, dt, chosen[~clipped], bolus, float(np.median(noise)))
         if whole is not None and _width(smooth[whole], dt) <= AS_NARROW * _width(smooth[best], dt):
             best = whole
     curve = curves[best].mean(axis=0, dtype=np.float64)
+    if not curve.sum() > 0:  # a baseline that fell by more than the bolus rose; no volume is measured with such a curve
+        raise NoArtery(NO_ARTERY)
     found = Aif(
         curve=curve,
         voxels=voxels[best],
@@ -250,12 +269,23 @@ def measured(aif: Aif, dt: float) -> Aif:
     )
 
 
-def doubts(aif: Aif, dt: float) -> tuple[str, ...]:
+def doubts(aif: Aif, dt: float, tissue: ArrayLike | None = None) -> tuple[str, ...]:
     """Why a curve should be looked at before it is believed: none for a good one.
 
     saturated: the peak is cut. noisy: SNR below 40 or reliability below 0.985. tissue: it hardly stands out of tissue.
     coarse: fewer than 1.5 frames to the width of the bolus. partial volume: scaled to the vein by more than 1.5. What
-    is not known (NaN) raises no doubt.
+    is not known (NaN) raises no doubt. Beside the tissue it feeds, wherever the artery comes from: late: it rises more
+    than `LATE_ARTERY_S` after the tissue. low: it is less than `LEAST_OVER_TISSUE` times as high. area: the ratio of
+    areas is outside `AREA_RANGE`.
+
+    Parameters
+    ----------
+    aif
+        The artery.
+    dt
+        Time between frames [s].
+    tissue
+        Mean ΔR2* of the brain, shape (T,) [1/s]; without it nothing is said of lateness, height and area.
 
     Examples
     --------
@@ -264,6 +294,8 @@ def doubts(aif: Aif, dt: float) -> tuple[str, ...]:
     >>> good = measured(Aif(curve, np.empty((0, 3), int), "file"), 1.0)
     >>> doubts(good, 1.0), doubts(replace(good, scale=2.5), 1.0)
     ((), ('partial volume',))
+    >>> doubts(good, 1.0, tissue=2 * np.exp(-0.5 * ((t - 16) / 4) ** 2))
+    ('late',)
     """
     raised = {
         "saturated": aif.saturated,
@@ -272,6 +304,17 @@ def doubts(aif: Aif, dt: float) -> tuple[str, ...]:
         "coarse": aif.width_s < 1.5 * dt,
         "partial volume": aif.scale > 1.5,
     }
+    if tissue is not None:
+        both = np.stack([np.asarray(curve, dtype=np.float64) for curve in (aif.curve, tissue)])
+        (height, normal), _, (rise, fed) = bolus_of(smoothed(both, dt), dt)
+        area, volume = both.sum(axis=1)
+        raised |= {
+            "late": rise > fed + LATE_ARTERY_S,
+            # As scaled to the vein it may be high, and still be tissue.
+            "low": not raised["tissue"] and height < LEAST_OVER_TISSUE * aif.scale * normal,
+            # Tissue without area speaks against the baseline, not against the artery.
+            "area": volume > 0 and not AREA_RANGE[0] * area <= volume <= AREA_RANGE[1] * area,
+        }
     return tuple(name for name, is_so in raised.items() if is_so)
 
 
@@ -298,50 +341,18 @@ def reliability_of(curves: NDArray[Any]) -> float:
     return float(np.sqrt(n * alike / (1 + (n - 1) * alike)))
 
 
-def relative_ttp(delta_r2star: ArrayLike, dt: float, *, late_s: float = LATE_TTP_S) -> NDArray[np.float32]:
-    """Time to peak of each voxel minus that of normal tissue, shape (n,) [s]: what needs no artery.
-
-    Normal is what is not late: the reference is the median TTP of all voxels that are not more than `late_s` after it,
-    found by repetition from the first quartile on. As long as most of the brain is normal, the late part does not move
-    it, and neither hemisphere nor midline need be known.
-
-    Parameters
-    ----------
-    delta_r2star
-        Curves of the brain, shape (n, T) [1/s].
-    dt
-        Time between frames [s].
-    late_s
-        Relative TTP above which tissue is late [s].
-
-    Raises
-    ------
-    InputError
-        If there are no curves.
+def steepness(bolus: Bolus) -> NDArray[Any]:
+    """ln(height/width) of each curve less its lateness over `LATENESS_S`, shape (n,); −∞ without a bolus.
 
     Examples
     --------
-    >>> t = np.arange(0, 60, 1.5)
-    >>> curves = np.exp(-0.5 * ((t - np.array([20.0, 20.0, 21.0, 20.0, 28.0])[:, None]) / 4) ** 2)
-    >>> relative_ttp(curves, 1.5).round(1).tolist()
-    [0.0, 0.0, 1.0, 0.0, 8.0]
+    >>> steepness(bolus_of(np.array([[0, 0, 2.0, 0, 0], [0, 0, 0, 0, 0]]), 1.5)).round(2).tolist()
+    [-0.64, -inf]
     """
-    curves = np.asarray(delta_r2star)
-    if curves.ndim != 2:
-        raise ValueError(f"delta_r2star has {curves.ndim} axes, expected (n, T)")
-    if not len(curves):
-        raise InputError("There is no tissue, so no time to peak: give a mask that covers the brain.")
-    ttp = dt * _vertex(smoothed(curves, dt))
-    reference, before = float(np.quantile(ttp, 0.25)), np.inf
-    while abs(reference - before) > 0.01 * dt:
-        before, reference = reference, max(float(np.median(ttp[ttp - reference <= late_s])), reference)
-    return np.asarray(ttp - reference, dtype=np.float32)
-
-
-def steepness(bolus: Bolus) -> NDArray[Any]:
-    """ln(height/width) of each curve less its lateness over `LATENESS_S`, shape (n,)."""
-    least = np.finfo(np.float32).tiny  # a curve without a bolus is the least steep of all
-    return np.log(np.maximum(bolus.height / np.maximum(bolus.width_s, least), least)) - bolus.half_rise_s / LATENESS_S
+    rises = (bolus.height > 0) & (bolus.width_s > 0)
+    # In double precision: a height of next to nothing over a width must not become 0.
+    height, width = (np.where(rises, np.asarray(f, dtype=np.float64), 1) for f in (bolus.height, bolus.width_s))
+    return np.where(rises, np.log(height / width) - bolus.half_rise_s / LATENESS_S, -np.inf)
 
 
 def _steepest_cluster(
@@ -372,8 +383,10 @@ def _steepness_of_mean(curves: NDArray[Any], dt: float) -> float:
 
 
 def _stands_out(curves: NDArray[Any], dt: float, everywhere: Bolus) -> float:
-    """Steepness of the mean of curves over the 90th percentile of all."""
-    return float(np.exp(_steepness_of_mean(curves, dt) - np.quantile(steepness(everywhere), 0.9)))
+    """Steepness of the mean of curves over the 90th percentile of all that have a bolus; NaN if none has."""
+    usual = steepness(everywhere)
+    usual = usual[np.isfinite(usual)]
+    return float(np.exp(_steepness_of_mean(curves, dt) - np.quantile(usual, 0.9))) if usual.size else float("nan")
 
 
 def _checked(delta_r2star: ArrayLike) -> NDArray[Any]:
@@ -385,13 +398,3 @@ def _checked(delta_r2star: ArrayLike) -> NDArray[Any]:
 
 def _width(curves: NDArray[Any], dt: float) -> float:
     return float(bolus_of(curves.mean(axis=0, keepdims=True, dtype=np.float64), dt).width_s[0])
-
-
-def _vertex(curves: NDArray[Any]) -> NDArray[Any]:
-    """Place (in samples) of each curve's maximum, by the parabola through three samples; (n, T) to (n,)."""
-    rows, last = np.arange(len(curves)), curves.shape[1] - 1
-    peak = curves.argmax(axis=1)
-    before, top, after = (curves[rows, np.clip(peak + s, 0, last)] for s in (-1, 0, 1))
-    bend = before - 2 * top + after
-    inner = (peak > 0) & (peak < last) & (bend < 0)
-    return peak + np.where(inner, (before - after) / np.where(inner, 2 * bend, 1), 0)

@@ -33,11 +33,27 @@ ARTERIAL_LEAD = 0.5
 """Arteries fill before the mean tissue leaves its baseline, by about this part of the mean curve's rise time; these
 frames are kept out of the baseline. In rise times, so that it holds at any frame interval and bolus width."""
 
+OUTLIER_FRACTION, OUTLIER_NOISE = 0.05, 8.0
+"""A frame that differs from its neighbours by less than this part of the signal, or this many standard deviations of
+its noise, stays: it cannot hide a bolus."""
+
+OUTLIER_NEIGHBOURS = 0.1
+"""Spread of the two frames before and the two after a dark frame, over how far it is off, at most. After a bolus that
+one frame of 5 s has caught, what is still in the tissue and what recirculates is more than that."""
+
 TAIL_FRACTION = 0.05
 """The first pass is over where its gamma variate has fallen below this part of its peak."""
 
 RECIRCULATION_FRACTION = 0.03
 """What stands this part of the peak above the gamma variate's tail is recirculation (it comes back at 0.05 to 0.2)."""
+
+
+class NoBolus(InputError):
+    """Nothing in the mean signal looks like the passage of a bolus."""
+
+
+class NoBaseline(InputError):
+    """A bolus passes, but no frames before it tell the signal without it."""
 
 
 def mean_curve(signal: ArrayLike) -> NDArray[np.float64]:
@@ -72,6 +88,46 @@ def mean_curve(signal: ArrayLike) -> NDArray[np.float64]:
         raise InputError("The series has no signal: every frame is zero or not a number.")
     there = np.flatnonzero(count)
     return np.interp(np.arange(count.size), there, total[there] / count[there])
+
+
+def outlier_frames(mean_signal: ArrayLike) -> NDArray[np.bool_]:
+    """Frames that stand out by themselves, as spikes and lost images do, and a bolus does not; shape (T,).
+
+    Such a frame is above or below both of its neighbours by more than the bolus is deep, where the depth is that of the
+    curve without this frame. If it is dark it may be the bolus itself, seen in one frame only: so its neighbours also
+    agree with each other and with the frames next to them, and the lowest of the others is further away. The first
+    frame is left to `unsteady_frames`.
+
+    Parameters
+    ----------
+    mean_signal
+        Signal averaged over the brain, shape (T,), finite.
+
+    Examples
+    --------
+    >>> signal = np.array([100] * 12 + [90, 70, 60, 75, 88, 92, 94] + [95] * 8, float)
+    >>> signal[[3, 22]] = 5, 180
+    >>> np.flatnonzero(outlier_frames(signal)).tolist()
+    [3, 22]
+    """
+    signal = np.asarray(mean_signal, dtype=np.float64)
+    found = np.zeros(signal.size, dtype=bool)
+    if signal.size < MIN_FRAMES:
+        return found
+    least = max(OUTLIER_FRACTION * float(np.median(signal)), OUTLIER_NOISE * noise_level(signal))
+    for t in range(1, signal.size):
+        near = signal[[t - 1, t + 1]] if t + 1 < signal.size else signal[[t - 2, t - 1]]
+        off = signal[t] - near
+        size = float(np.abs(off).min())
+        if off[0] * off[1] <= 0 or size <= least:
+            continue
+        around = np.concatenate([signal[max(t - 2, 0) : t], signal[t + 1 : t + 3]])
+        others = np.delete(signal, t)
+        smooth = without_single_frames(others)
+        low = int(others.argmin()) + int(others.argmin() >= t)
+        alike = np.ptp(around) <= OUTLIER_NEIGHBOURS * size and abs(low - t) > 2
+        found[t] = size > np.ptp(smooth) and (off[0] > 0 or alike)
+    return found
 
 
 def unsteady_frames(mean_signal: ArrayLike) -> int:
@@ -122,7 +178,7 @@ def bolus_arrival(mean_signal: ArrayLike) -> int:
     signal, lowest, level, noise = _baseline_level(mean_signal)
     drop = np.log(level / np.maximum(signal, 1e-3 * level))
     # Of the deeper of frame and running median: one spoilt frame may be the very lowest.
-    peak = max(drop[lowest], np.log(level / max(_without_single_frames(signal)[lowest], 1e-3 * level)))
+    peak = max(drop[lowest], np.log(level / max(without_single_frames(signal)[lowest], 1e-3 * level)))
     low, high = (fraction * peak for fraction in ARRIVAL_FRACTIONS)
     quiet = np.flatnonzero(drop[:lowest] <= np.clip(3 * noise / level, low, high))
     return int(quiet[-1]) + 1
@@ -188,7 +244,7 @@ def first_pass(mean_delta_r2star: ArrayLike) -> slice:
         raise ValueError(f"mean_delta_r2star has {curve.ndim} axes, expected (T,)")
     if curve.size < MIN_FRAMES:
         raise InputError(f"{curve.size} frames are too few to find a bolus: give the whole series.")
-    smooth, noise = _without_single_frames(curve), _noise(curve)
+    smooth, noise = without_single_frames(curve), noise_level(curve)
     if not np.isfinite(curve).all() or not smooth.max() > 0:
         raise InputError("The mean ΔR2* is never positive: no bolus passes, so it has no first pass.")
     peak = int(smooth.argmax())
@@ -232,18 +288,34 @@ def _gamma_variate_tail(curve: NDArray[np.float64], arrival: int, peak: int) -> 
     return height * np.exp(alpha * z)
 
 
-def _without_single_frames(curve: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The running median of three frames (at the ends, of the three there): one bad frame is not a bolus."""
+def without_single_frames(curve: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The running median of three frames (at the ends, of the three there): one bad frame is not a bolus.
+
+    Examples
+    --------
+    >>> without_single_frames(np.array([0.0, 0, 9, 0, 4, 6, 5])).tolist()
+    [0.0, 0.0, 0.0, 4.0, 4.0, 5.0, 5.0]
+    """
+    if curve.size < 3:
+        return curve
     inner = np.median(np.stack([curve[:-2], curve[1:-1], curve[2:]]), axis=0)
     return np.concatenate([inner[:1], inner, inner[-1:]])
 
 
-def _noise(curve: NDArray[np.float64]) -> float:
-    """Standard deviation of the noise of one curve.
+def noise_level(curve: NDArray[np.float64]) -> float:
+    """Standard deviation of the noise of one curve, shape (T,); 0 for fewer than five frames.
 
     From second differences, which neither drift nor a straight slope enters; from their lower quartile, because in a
     short series the bolus may make most of them.
+
+    Examples
+    --------
+    >>> curve = np.arange(200.0) + np.random.default_rng(0).normal(0, 3, 200)
+    >>> bool(abs(noise_level(curve) - 3) < 1)
+    True
     """
+    if curve.size < 5:
+        return 0.0
     return float(np.quantile(np.abs(np.diff(curve, n=2)), 0.25)) / (0.3186 * np.sqrt(6))
 
 
@@ -256,9 +328,9 @@ def _baseline_level(mean_signal: ArrayLike) -> tuple[NDArray[np.float64], int, f
         raise InputError(f"{signal.size} frames are too few to find a bolus: give the whole series.")
     if not np.isfinite(signal).all() or not signal.max() > 0:
         raise InputError("The series has no signal: every frame is zero or not a number.")
-    noise, smooth = _noise(signal), _without_single_frames(signal)
+    noise, smooth = noise_level(signal), without_single_frames(signal)
     lowest = int(smooth.argmin())
-    no_bolus = InputError(
+    no_bolus = NoBolus(
         "No contrast bolus passes: the mean signal never falls clearly below its baseline; "
         "check that this is a DSC series."
     )
@@ -271,7 +343,7 @@ def _baseline_level(mean_signal: ArrayLike) -> tuple[NDArray[np.float64], int, f
     agree = np.abs(before[:, None] - before) <= max(FLAT_FRACTION * depth, 3 * noise)
     count = agree.sum(axis=1)
     if not lowest or count.max() < MIN_BASELINE:
-        raise InputError(
+        raise NoBaseline(
             "The bolus is there from the first frame on, so there is no baseline: the series began too late."
         )
     # Among equals the last: nearest to the bolus, furthest from what is not yet steady.

@@ -25,6 +25,7 @@ __all__ = [
     "first_pass",
     "integrated",
     "mean_curve",
+    "negative_areas",
     "noise_sigma",
     "reliable_ceiling",
     "unsteady_frames",
@@ -43,6 +44,9 @@ MIN_MEASURED = 0.5
 
 SOLID_SIGMAS = 5.0
 """Voxels whose baseline is this many σ above 0 tell the noise; air does not, where magnitudes scatter by 0.66 σ."""
+
+NEGATIVE_SIGMAS = 3.0
+"""An area this many standard deviations below 0 is not noise: one in 700 is."""
 
 CHUNK_VOXELS = 1 << 15
 """Voxels at a time, so that temporaries stay small beside the series."""
@@ -259,6 +263,33 @@ def integrated(curves: ArrayLike, dt: float, window: slice = slice(None)) -> NDA
     (11.0, 10.0)
     """
     return np.asarray(np.asarray(curves)[..., window].sum(axis=-1, dtype=np.float64) * dt)
+
+
+def negative_areas(delta_r2star: ArrayLike, noise: ArrayLike, baseline: slice) -> float:
+    """Part of the voxels whose curve has an area below 0 by more than its noise explains; 0 to 1.
+
+    The area Σ ΔR2* over T frames has the variance σ²·(T + T²/n): T samples, and T times the error of S0, which is the
+    mean of n baseline frames. Counted is what lies below −`NEGATIVE_SIGMAS` of its standard deviation.
+
+    Parameters
+    ----------
+    delta_r2star
+        Shape (n, T) [1/s].
+    noise
+        Standard deviation of ΔR2* of each voxel, σ/(S0·TE), shape (n,) or one number [1/s].
+    baseline
+        Baseline frames.
+
+    Examples
+    --------
+    >>> curves = np.ones((4, 50)) * np.array([1.0, 0.1, -0.1, -1.0])[:, None]
+    >>> negative_areas(curves, 0.3, slice(0, 10))
+    0.25
+    """
+    curves = np.asarray(delta_r2star)
+    n_frames = curves.shape[-1]
+    spread = np.asarray(noise) * np.sqrt(n_frames + n_frames**2 / _check_baseline(baseline, n_frames))
+    return float((curves.sum(axis=-1, dtype=np.float64) < -NEGATIVE_SIGMAS * spread).mean()) if len(curves) else 0.0
 
 
 def _check_te(te: float) -> None:

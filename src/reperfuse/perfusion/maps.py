@@ -10,6 +10,7 @@ from reperfuse.imaging.volume import Volume
 from reperfuse.perfusion.aif import Aif, find_aif
 from reperfuse.perfusion.concentration import delta_r2star
 from reperfuse.perfusion.deconvolution import residue_function
+from reperfuse.perfusion.time_to_peak import time_to_peak, vertex
 
 KAPPA_H = 0.73
 """k_H = (1 − 0.45)/(1 − 0.25): plasma fraction of blood in large vessels over that in capillaries; contrast agent is
@@ -140,7 +141,7 @@ def maps_of_curves(
         part = slice(start, start + CHUNK_VOXELS)
         tissue = curves[part]
         residue, first_lag = _by_lag(residue_function(tissue, aif, dt, method, **options), aif.size, dt, lag_range_s)
-        flow, place = _vertex(residue)
+        flow, place = vertex(residue)
         found["cbf"][part] = np.maximum(6000 * scale * flow, 0)
         found["cbv"][part] = np.maximum(100 * scale * integrand[part, window].sum(axis=1) / area, 0)
         found["tmax"][part] = (place + first_lag) * dt
@@ -177,17 +178,6 @@ def frame_interval(volume: Volume) -> float:
     if volume.tr_s is None or not (np.isfinite(volume.tr_s) and volume.tr_s > 0):
         raise InputError(f"A repetition time of {volume.tr_s} s cannot be used: give TR (--tr, in seconds).")
     return float(volume.tr_s)
-
-
-def time_to_peak(tissue: NDArray[Any], dt: float) -> NDArray[Any]:
-    """Time of each curve's maximum after the first frame [s], between frames by a parabola; (n, T) to (n,).
-
-    Examples
-    --------
-    >>> time_to_peak(np.array([[0, 1, 4, 4, 1, 0.0]]), 2.0).tolist()
-    [5.0]
-    """
-    return np.asarray(_vertex(tissue)[1] * dt)
 
 
 def arrival_delay(
@@ -259,17 +249,6 @@ def _by_lag(
     low = max(int(np.ceil(lag_range_s[0] / dt)), first)
     high = min(int(np.floor(lag_range_s[1] / dt)), first + residue.shape[-1] - 1)
     return residue[..., low - first : high + 1 - first], low
-
-
-def _vertex(curves: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Height and place (in samples) of each curve's maximum, by the parabola through three samples; (n, T) to (n,)."""
-    rows, last = np.arange(len(curves)), curves.shape[1] - 1
-    k = curves.argmax(axis=1)
-    before, top, after = (curves[rows, np.clip(k + s, 0, last)] for s in (-1, 0, 1))
-    bend = before - 2 * top + after
-    inner = (k > 0) & (k < last) & (bend < 0)
-    shift = np.where(inner, (before - after) / np.where(inner, 2 * bend, 1), 0)
-    return top - (before - after) * shift / 4, k + shift
 
 
 def image_of(values: NDArray[np.float32], where: NDArray[np.bool_]) -> NDArray[np.float32]:

@@ -29,10 +29,6 @@ HYPOPERFUSED_S = 6.0
 SEVERE_S = 10.0
 """Tmax [s] of the numerator of the hypoperfusion intensity ratio (Olivot 2014, Stroke 45:1018-1023)."""
 
-LATE_TTP_S = 4.5
-"""Time to peak [s] behind normal tissue that stands for Tmax > 6 s where no artery was found (median difference of
-the two volumes: 6.9 mL; Wouters 2017, Front Neurol 8:539). Such a volume is never reported under Tmax."""
-
 MIN_ISLAND_ML = 1.0
 """Volume [mL] below which a connected piece does not count. Ours: about 50 voxels of 1.7 × 1.7 × 6.5 mm, more than the
 clumps that noise makes in white matter, and far below the 15 mL on which a decision turns."""
@@ -105,7 +101,8 @@ def hypoperfused(
     Parameters
     ----------
     tmax
-        Tmax [s], shape (I, J, K); what is not finite is not counted. Relative TTP with `LATE_TTP_S` works alike.
+        Tmax [s], shape (I, J, K); what is not finite is not counted. Relative TTP works alike, with its own threshold
+        (`time_to_peak.LATE_TTP_S`).
     where
         Tissue (`tissue_mask`).
     voxel_ml
@@ -233,6 +230,18 @@ def adc_mm2_s(adc: ArrayLike, brain: ArrayLike) -> NDArray[np.float64]:
     )
 
 
+def adc_coverage(adc: ArrayLike, brain: ArrayLike) -> float:
+    """Part of the brain in which the ADC map was measured: is finite and above 0; 0 to 1.
+
+    Examples
+    --------
+    >>> adc_coverage(np.array([[[800.0, np.nan, 0, 700]]]), np.ones((1, 1, 4)))
+    0.5
+    """
+    inside = np.asarray(adc)[np.asarray(brain) > 0]
+    return float((np.isfinite(inside) & (inside > 0)).mean()) if inside.size else 0.0
+
+
 def adc_core(
     adc: ArrayLike,
     brain: ArrayLike,
@@ -248,7 +257,8 @@ def adc_core(
     Parameters
     ----------
     adc
-        On the grid of the brain, in any of `ADC_UNITS`, shape (I, J, K).
+        On the grid of the brain, in any of `ADC_UNITS`, shape (I, J, K). NaN and 0 were not measured: such a voxel is
+        no core, and `adc_coverage` says how much of the brain is unknown.
     brain
         Whole brain: fluid cannot be that low, and the core's centre may be without a bolus.
     voxel_ml

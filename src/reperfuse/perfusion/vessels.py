@@ -29,6 +29,10 @@ SHAPE_CORRELATION = 0.96
 MIN_SNR = 6.0
 """Peak of a voxel's curve over its noise, at least."""
 
+ALIVE = 1e-4
+"""Height over the highest curve's below which a curve is 0 but for rounding: a voxel that was not measured, or holds
+the same number in every frame. Noise alone stands a hundred times higher."""
+
 MAX_ROUGHNESS = 0.3
 """Energy that smoothing may take from a curve, over what it leaves: a first pass of 6 s loses 0.01 at TR 1.5 s, a spike
 of one frame more than all. At a TR above 3 s smoothing does nothing, and only `MIN_CLUSTER` guards against spikes."""
@@ -63,6 +67,8 @@ class Bolus(NamedTuple):
 def bolus_of(curves: NDArray[Any], dt: float) -> Bolus:
     """Height, width and time of (smoothed) curves, shape (n, T).
 
+    A curve that is never positive has no bolus: its width is 0, and it rises at the end of the series.
+
     Examples
     --------
     >>> t = np.arange(0, 60, 1.5)
@@ -73,14 +79,16 @@ def bolus_of(curves: NDArray[Any], dt: float) -> Bolus:
     rows, n_frames = np.arange(len(curves)), curves.shape[1]
     peak = curves.argmax(axis=1)
     height = curves[rows, peak]
-    height = np.maximum(height, 1e-6)  # a curve that never rises has no height, but must not divide by 0 [1/s]
-    relative = np.clip(curves / height[:, None], 0, 1)
+    rises = height > 0
+    # Clipped first: what is far below zero, over a height of next to nothing, overflows.
+    relative = np.clip(curves, 0, np.where(rises, height, 0)[:, None]) / np.where(rises, height, 1)[:, None]
     width = FWHM_OF_GAUSSIAN * dt * np.einsum("nt,nt->n", relative, relative)
     low = (relative < 0.5) & (np.arange(n_frames) < peak[:, None])
     last = np.where(low.any(axis=1), n_frames - 1 - low[:, ::-1].argmax(axis=1), 0)
     before, after = relative[rows, last], relative[rows, np.minimum(last + 1, n_frames - 1)]
     step = np.where(after > before, (0.5 - before) / np.where(after > before, after - before, 1), 0)
-    return Bolus(height, width, dt * (last + np.where(low.any(axis=1), step, 0)))
+    half_rise = np.where(rises, last + np.where(low.any(axis=1), step, 0), n_frames - 1)
+    return Bolus(height, width, dt * half_rise)
 
 
 def smoothed(curves: NDArray[Any], dt: float) -> NDArray[Any]:

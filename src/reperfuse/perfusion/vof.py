@@ -98,7 +98,11 @@ def find_vof(
     where = np.ones(curves_4d.shape[:3], bool) if mask is None else np.asarray(mask, dtype=bool)
     if not where.any():
         return None
-    usual = float(np.median(smoothed(curves_4d[where], dt).max(axis=1)))
+    heights = smoothed(curves_4d[where], dt).max(axis=1)
+    heights = heights[heights > 0]  # the others were not measured
+    if not heights.size:
+        return None
+    usual = float(np.median(heights))
     where = where if mask is None else _border(where, margin)
     voxels, curves = np.argwhere(where), curves_4d[where]
 
@@ -196,7 +200,8 @@ def _largest_vein(
 def _worth(curves: NDArray[Any], smooth: NDArray[Any], dt: float) -> NDArray[Any]:
     """Steepness² · area."""
     bolus = bolus_of(smooth, dt)
-    return (bolus.height / bolus.width_s) ** 2 * np.maximum(curves.sum(axis=1), 0)
+    steep = np.divide(bolus.height, bolus.width_s, out=np.zeros_like(bolus.width_s), where=bolus.width_s > 0)
+    return steep**2 * np.maximum(curves.sum(axis=1), 0)
 
 
 def _border(mask: NDArray[np.bool_], margin: int | None) -> NDArray[np.bool_]:

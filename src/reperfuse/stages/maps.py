@@ -14,6 +14,7 @@ from reperfuse.imaging.volume import Volume
 from reperfuse.params import PerfusionMaps
 from reperfuse.perfusion.aif import doubts
 from reperfuse.perfusion.bolus import mean_curve
+from reperfuse.perfusion.concentration import negative_areas
 from reperfuse.perfusion.deconvolution import METHODS
 from reperfuse.perfusion.mismatch import mismatch_summary
 from reperfuse.perfusion.quality import Flag, quality_flags
@@ -23,8 +24,8 @@ from reperfuse.stages import maps_chain as chain
 from reperfuse.stages.maps_input import Given, read_examination, read_given
 from reperfuse.stages.maps_output import clear, guard, write_all, write_summary
 
-WITHHELD_UNDER = ("no_bolus", "implausible_tr")
-"""Flags under which no rule for treatment is applied: its seconds are not known."""
+WITHHELD_UNDER = ("no_bolus", "implausible_tr", "unmeasured_tissue", "doubtful_adc")
+"""Flags under which the rule for treatment is not applied: its seconds or its volumes are not known."""
 
 
 def maps(
@@ -54,12 +55,12 @@ def maps(
         raise InputError(f"--method is {chosen!r}: name one of {', '.join(METHODS)}.")
     inputs = [path for path in (source, mask, Path(aif), adc) if path is not None]
     guard(out, inputs)
-    series = read_examination(source, te_s=te_s, tr_s=tr_s)
+    series, stated_tr_s = read_examination(source, te_s=te_s, tr_s=tr_s)
     given = read_given(series, mask=mask, aif=aif, adc=adc)
     clear(out)
     with Progress(transient=True, disable=not Console().is_terminal) as bar:
         try:
-            summary = _examined(series, given, out, settings, chosen, bar)
+            summary = _examined(series, given, out, settings, chosen, bar, {"stated_tr_s": stated_tr_s})
         except InputError as error:
             named = any(str(path) in str(error) for path in (*inputs, out))
             raise error if named else InputError(f"{source}: {error}") from error
@@ -68,14 +69,21 @@ def maps(
 
 
 def _examined(
-    series: Volume, given: Given, out: Path, settings: PerfusionMaps, method: str, bar: Progress
+    series: Volume,
+    given: Given,
+    out: Path,
+    settings: PerfusionMaps,
+    method: str,
+    bar: Progress,
+    evidence: dict[str, Any],
 ) -> dict[str, Any]:
-    """The chain, from signal to summary."""
+    """The chain, from signal to summary; `evidence` is what the flags are judged by."""
     brain = given.brain
     if brain is None:
         brain = threshold_mask(chain.mean_image(series.data), settings.brain_fraction)
+    series = chain.without_outliers(series, brain)
     signal = series.data[brain]
-    evidence: dict[str, Any] = {
+    evidence |= {
         "te_s": series.te_s,
         "tr_s": series.tr_s,
         "frame_times_s": series.frame_times_s,
@@ -93,6 +101,7 @@ def _examined(
         }
     task = bar.add_task("maps", total=4)
     facts = _facts(series, brain, given, motion, settings, method)
+    evidence["brain_volume_ml"] = facts["brain_ml"]
     try:
         evidence["mean_signal"] = mean_curve(series.data[brain])
         bolus = chain.bolus_of(series, brain, evidence["mean_signal"])
@@ -111,8 +120,8 @@ def _examined(
     where = chain.counted_tissue(bolus, arteries, found, settings, series.spacing_mm)
     if settings.white_matter_normalisation and "tmax" in found:
         chain.normalise_to_white_matter(found, bolus, where, series.affine)
-    verdict, outlines = chain.verdict_of(series, bolus, arteries, found, where, given, settings, method)
-    flags = quality_flags(**(evidence | _evidence(bolus, arteries, verdict)))
+    verdict, outlines, of_adc = chain.verdict_of(series, bolus, arteries, found, where, given, settings, method)
+    flags = quality_flags(**(evidence | _evidence(bolus, arteries, verdict) | of_adc))
     if {flag.name for flag in flags} & set(WITHHELD_UNDER):
         verdict["target_mismatch"] = None
     summary = facts | verdict | {"aif": chain.described(arteries), "bolus_arrival_s": bolus.arrival_s}
@@ -139,9 +148,14 @@ def _at_rest(series: Volume, brain: np.ndarray, bar: Progress) -> tuple[Volume, 
 
 def _evidence(bolus: chain.Bolus, arteries: chain.Arteries, verdict: dict[str, Any]) -> dict[str, Any]:
     """What the flags judge once there are maps."""
+    curves = bolus.curves
+    dead = (curves == 0).all(axis=1)
+    tissue = curves[~dead].mean(axis=0) if not dead.all() else curves.mean(axis=0)
     evidence: dict[str, Any] = {
         "baseline": bolus.baseline,
-        "mean_delta_r2star": bolus.curves.mean(axis=0),
+        "mean_delta_r2star": tissue,
+        "unmeasured_fraction": float(dead.mean()),
+        "negative_fraction": negative_areas(curves, bolus.voxel_noise, bolus.baseline),
         "voxel_noise": bolus.voxel_noise,
         "artery_found": arteries.found is not None,
         "late_ttp_ml": verdict["relative_ttp_volume_ml"],
@@ -150,7 +164,7 @@ def _evidence(bolus: chain.Bolus, arteries: chain.Arteries, verdict: dict[str, A
         evidence |= {
             "aif": arteries.found.curve,
             "aif_saturated": arteries.found.saturated,
-            "aif_doubts": doubts(arteries.used or arteries.found, bolus.dt),
+            "aif_doubts": doubts(arteries.used or arteries.found, bolus.dt, tissue),
         }
         if len(arteries.found.voxels):
             evidence["aif_ceiling"] = float(bolus.ceiling[tuple(arteries.found.voxels.T)].mean())
@@ -173,7 +187,7 @@ def _facts(
         "frames_lost": 0 if motion is None else int(np.count_nonzero(motion.lost)),
         "method": method,
         "settings": settings.model_dump(mode="json"),
-        "notes": [*series.notes, *given.notes],
+        "notes": list(series.notes),
         "reperfuse": __version__,
         "aif": None,
         "bolus_arrival_s": None,

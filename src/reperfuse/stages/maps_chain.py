@@ -1,6 +1,6 @@
 """The physics of `reperfuse maps` in its order: bolus, arteries, maps, tissue, verdict."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -9,11 +9,12 @@ from reperfuse.errors import InputError
 from reperfuse.imaging.volume import Volume
 from reperfuse.params import PerfusionMaps
 from reperfuse.perfusion import mismatch
-from reperfuse.perfusion.aif import Aif, NoArtery, aif_from_mask, find_aif, measured, relative_ttp
-from reperfuse.perfusion.bolus import baseline_frames, bolus_arrival, first_pass
+from reperfuse.perfusion.aif import Aif, NoArtery, aif_from_mask, find_aif, measured
+from reperfuse.perfusion.bolus import baseline_frames, bolus_arrival, first_pass, mean_curve, outlier_frames
 from reperfuse.perfusion.concentration import delta_r2star, noise_sigma, reliable_ceiling
 from reperfuse.perfusion.leakage import leakage_correction, leakage_reference
-from reperfuse.perfusion.maps import image_of, maps_of_curves, time_to_peak
+from reperfuse.perfusion.maps import image_of, maps_of_curves
+from reperfuse.perfusion.time_to_peak import LATE_TTP_S, relative_ttp, time_to_peak
 from reperfuse.perfusion.tissue import normal_white_matter, tissue_mask
 from reperfuse.perfusion.vof import find_vof, rescaled_to_vof
 from reperfuse.preprocessing.geometry import resample_time
@@ -87,6 +88,12 @@ def voxel_ml_of(series: Volume) -> float:
     return abs(float(np.linalg.det(series.affine[:3, :3]))) / 1000
 
 
+def without_outliers(series: Volume, brain: np.ndarray) -> Volume:
+    """The series with frames that stand out by themselves (`bolus.outlier_frames`) as NaN, which is bridged in time."""
+    wrong = outlier_frames(mean_curve(series.data[brain]))
+    return replace(series, data=np.where(wrong, np.float32(np.nan), series.data)) if wrong.any() else series
+
+
 def bolus_of(series: Volume, brain: np.ndarray, mean_signal: np.ndarray) -> Bolus:
     """ΔR2* at even times; raises InputError where no bolus passes or it has no baseline."""
     assert series.te_s is not None and series.tr_s is not None and series.frame_times_s is not None
@@ -98,7 +105,7 @@ def bolus_of(series: Volume, brain: np.ndarray, mean_signal: np.ndarray) -> Bolu
         curves = resample_time(curves, times, even)
     sigma = noise_sigma(series.data, baseline)
     s0 = mean_image(series.data[..., baseline])
-    lit = brain & (s0 > 0)
+    lit = brain & (s0 > 0) & (curves != 0).any(axis=3)
     return Bolus(
         brain=brain,
         image=curves,
@@ -194,19 +201,24 @@ def verdict_of(
     given: Given,
     settings: PerfusionMaps,
     method: str,
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Volumes and mismatch for the summary, and hypoperfused tissue and core for the page."""
+) -> tuple[dict[str, Any], dict[str, Any], dict[str, float]]:
+    """Volumes and mismatch for the summary, late tissue and core for the page, and how well the ADC map fits."""
     voxel_ml = voxel_ml_of(series)
     islands: Any = {"min_island_ml": settings.minimum_island_ml}
     tmax = found.get("tmax")
-    core, core_method = None, None
+    core, core_method, of_adc = None, None, {}
     if given.adc is not None:
         try:
-            on_grid, _ = rigid_align(given.adc.data, given.adc.affine, bolus.s0, series.affine)
+            on_grid, place = rigid_align(given.adc.data, given.adc.affine, bolus.s0, series.affine)
             core = mismatch.adc_core(on_grid, bolus.brain, voxel_ml, below_mm2_s=settings.core_adc * 1e-6, **islands)
         except InputError as error:
             raise InputError(f"{given.adc_file}: {error}") from error
         core_method = "adc"
+        of_adc = {
+            "adc_coverage": mismatch.adc_coverage(on_grid, bolus.brain),
+            "adc_shift_mm": place.displacement_mm,
+            "adc_core_fraction": float(core[bolus.brain].mean()),
+        }
     elif tmax is not None:
         flow = found["cbf"]
         if method not in FLOW_METHODS:
@@ -226,10 +238,10 @@ def verdict_of(
     )
     # Also where Tmax is known: two that disagree are a reason to look at the artery.
     relative = image_of(relative_ttp(bolus.curves, bolus.dt), bolus.brain)
-    slow = mismatch.hypoperfused(relative, where, voxel_ml, threshold_s=mismatch.LATE_TTP_S, **islands)
+    slow = mismatch.hypoperfused(relative, where, voxel_ml, threshold_s=LATE_TTP_S, **islands)
     late = slow if tmax is None else mismatch.hypoperfused(tmax, where, voxel_ml, **islands)
     verdict["relative_ttp_volume_ml"] = mismatch.volume_ml(slow, voxel_ml)
-    return verdict, {"hypoperfused": late, "core": core}
+    return verdict, {"hypoperfused": late, "core": core}, of_adc
 
 
 def described(arteries: Arteries) -> dict[str, Any] | None:

@@ -27,10 +27,13 @@ AIF_COLUMN = "aif_delta_r2star_per_s"
 frame. aif.csv, which this verb writes, is such a file."""
 
 
-def read_examination(source: Path, *, te_s: float | None = None, tr_s: float | None = None) -> Volume:
+def read_examination(
+    source: Path, *, te_s: float | None = None, tr_s: float | None = None
+) -> tuple[Volume, float | None]:
     """The series of a DICOM folder (or multi-frame file) or of a 4D NIfTI, with echo time and the times of all frames.
 
-    Shape (I, J, K, T), float32. `te_s` and `tr_s` win over the headers [s].
+    Shape (I, J, K, T), float32. `te_s` and `tr_s` win over the headers [s]. Beside it the frame interval that another
+    source states, if there are two [s].
 
     Raises
     ------
@@ -54,9 +57,9 @@ def read_examination(source: Path, *, te_s: float | None = None, tr_s: float | N
     if te_s is None:
         remedy = "add EchoTime [s] to its JSON sidecar, or give --te" if nifti else "give it with --te, in seconds"
         raise InputError(f"{source} does not say its echo time: {remedy}.")
-    times, notes = series.frame_times_s, series.notes
+    times, stated_tr_s = series.frame_times_s, series.tr_s
     if tr_s is not None or times is None:
-        notes += _contradiction(tr_s, times)
+        stated_tr_s = series.tr_s if times is None else even_interval_s(times)
         tr_s = tr_s or series.tr_s
         if tr_s is None:
             raise InputError(f"{source} does not say the time between its frames: give it with --tr, in seconds.")
@@ -71,23 +74,8 @@ def read_examination(source: Path, *, te_s: float | None = None, tr_s: float | N
             f"{source} has {tr_s:g} s between its frames, which no DSC series has: give --tr in seconds, such as 1.5."
         )
     check_image(series, str(source))
-    return replace(
-        series,
-        data=np.asarray(series.data, dtype=np.float32),
-        frame_times_s=times - times[0],
-        te_s=te_s,
-        tr_s=tr_s,
-        notes=notes,
-    )
-
-
-def _contradiction(tr_s: float | None, times: np.ndarray | None) -> tuple[str, ...]:
-    """A note where the interval given differs from that of the frame times by more than 5 %."""
-    if tr_s is None or times is None or abs(tr_s / even_interval_s(times) - 1) <= 0.05:
-        return ()
-    return (
-        f"--tr is {tr_s:g} s where the frames are {even_interval_s(times):.3g} s apart by their times; --tr was used.",
-    )
+    data = np.asarray(series.data, dtype=np.float32)
+    return replace(series, data=data, frame_times_s=times - times[0], te_s=te_s, tr_s=tr_s), stated_tr_s
 
 
 def even_interval_s(times: np.ndarray) -> float:
@@ -123,8 +111,6 @@ class Given:
     """Its file, for messages."""
     aif_file: Path | None
     """That of the artery."""
-    notes: tuple[str, ...] = ()
-    """What was assumed on the way, one sentence each."""
 
 
 def read_given(series: Volume, *, mask: Path | None, aif: str, adc: Path | None) -> Given:
