@@ -74,7 +74,8 @@ def read_examination(
             f"{source} has {tr_s:g} s between its frames, which no DSC series has: give --tr in seconds, such as 1.5."
         )
     check_image(series, str(source))
-    data = np.asarray(series.data, dtype=np.float32)
+    # Curves lie together in memory, as all that follows reads them; readers give images together.
+    data = np.ascontiguousarray(series.data, dtype=np.float32)
     return replace(series, data=data, frame_times_s=times - times[0], te_s=te_s, tr_s=tr_s), stated_tr_s
 
 
