@@ -74,11 +74,11 @@ def curve(delay_s: float, dt: float = 1.0, n: int = 60) -> np.ndarray:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_deconvolution_is_linear_in_the_tissue_curve(method: str) -> None:
+def test_deconvolution_with_one_regularisation_is_linear_in_the_tissue_curve(method: str) -> None:
     first, second = curve(1), curve(4)
-    both = residue_function(2 * first + 3 * second, curve(0), 1.0, method=method)
-    apart = 2 * residue_function(first, curve(0), 1.0, method=method)
-    apart = apart + 3 * residue_function(second, curve(0), 1.0, method=method)
+    both = residue_function(2 * first + 3 * second, curve(0), 1.0, method=method, threshold=0.15)
+    apart = 2 * residue_function(first, curve(0), 1.0, method=method, threshold=0.15)
+    apart = apart + 3 * residue_function(second, curve(0), 1.0, method=method, threshold=0.15)
     np.testing.assert_allclose(both, apart, atol=1e-4 * np.abs(apart).max())
 
 
