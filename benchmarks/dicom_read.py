@@ -4,7 +4,7 @@ The floor is pydicom alone: parse each of the 1 440 files and decode its pixels,
 anything. dicom2nifti (extra `bench`) is the peer, where it is installed. All in one process, one after the other, the
 best of three.
 
-    python benchmarks/bench_dicom_read.py
+    python benchmarks/dicom_read.py
 """
 
 import importlib.util
