@@ -1,7 +1,7 @@
 """Flags of the bolus as the mean tissue shows it: whether it comes, has a baseline, ends, and stands out of noise."""
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from reperfuse.perfusion.bolus import (
     MIN_FRAMES,
@@ -137,7 +137,7 @@ def truncated_bolus(
     if not smooth[peak] > 0:
         return None
     after = (curve.size - 1 - peak) * dt
-    tail = float(curve[-max(2, round(TAIL_S / dt)) :].mean() / smooth[peak])
+    tail = _end_level(curve, dt) / smooth[peak]
     if after >= least_after_peak_s and tail <= tail_fraction:
         return None
     return Flag(
@@ -235,7 +235,7 @@ def unreturned_baseline(
     peak = float(without_single_frames(curve).max())
     if not peak > 0:
         return None
-    tail = float(curve[-max(2, round(TAIL_S / dt)) :].mean()) / peak
+    tail = _end_level(curve, dt) / peak
     many = negative_fraction is not None and negative_fraction > allowed_fraction
     if tail >= -allowed and not many:
         return None
@@ -247,3 +247,8 @@ def unreturned_baseline(
         "switch leakage_correction on or set integration to first_pass.",
         tail,
     )
+
+
+def _end_level(curve: NDArray[np.float64], dt: float) -> float:
+    """Mean of the last `TAIL_S` of a curve, of two frames at least."""
+    return float(curve[-max(2, round(TAIL_S / dt)) :].mean())

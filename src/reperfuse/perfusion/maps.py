@@ -8,7 +8,7 @@ from numpy.typing import ArrayLike, NDArray
 from reperfuse.errors import InputError
 from reperfuse.imaging.volume import Volume
 from reperfuse.perfusion.aif import Aif, find_aif
-from reperfuse.perfusion.concentration import delta_r2star
+from reperfuse.perfusion.concentration import delta_r2star, integrated
 from reperfuse.perfusion.deconvolution import residue_function
 from reperfuse.perfusion.time_to_peak import time_to_peak, vertex
 
@@ -131,7 +131,7 @@ def maps_of_curves(
     InputError
         If the AIF has no positive area.
     """
-    area = float(aif[window].sum())
+    area = float(integrated(aif, dt, window))
     if not area > 0:
         raise InputError("The AIF has no positive area; check the artery mask.")
     integrand = curves if volume_curves is None else volume_curves
@@ -143,7 +143,7 @@ def maps_of_curves(
         residue, first_lag = _by_lag(residue_function(tissue, aif, dt, method, **options), aif.size, dt, lag_range_s)
         flow, place = vertex(residue)
         found["cbf"][part] = np.maximum(6000 * scale * flow, 0)
-        found["cbv"][part] = np.maximum(100 * scale * integrand[part, window].sum(axis=1) / area, 0)
+        found["cbv"][part] = np.maximum(100 * scale * integrated(integrand[part], dt, window) / area, 0)
         found["tmax"][part] = (place + first_lag) * dt
         found["ttp"][part] = time_to_peak(tissue, dt)
         found["delay"][part] = arrival_delay(tissue, aif, dt, lag_range_s=lag_range_s)

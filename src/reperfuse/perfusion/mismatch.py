@@ -334,8 +334,9 @@ def mismatch_summary(
     volumes: dict[str, float | None] = {f"{threshold:g}": None for threshold in thresholds_s}
     late_ml = intensity = None
     if tmax is not None:
-        volumes.update(hypoperfused_volumes(tmax, where, voxel_ml, thresholds_s, **islands))
-        asked = hypoperfused_volumes(tmax, where, voxel_ml, (hypoperfused_s, severe_s), **islands)
+        needed = dict.fromkeys((*thresholds_s, hypoperfused_s, severe_s))
+        asked = hypoperfused_volumes(tmax, where, voxel_ml, tuple(needed), **islands)
+        volumes = {threshold: asked[threshold] for threshold in volumes}
         late_ml = asked[f"{hypoperfused_s:g}"]
         intensity = asked[f"{severe_s:g}"] / late_ml if late_ml > 0 else None
     core_ml = None if core is None else volume_ml(np.asarray(core) > 0, voxel_ml)

@@ -17,7 +17,7 @@ from reperfuse.perfusion.bolus import mean_curve
 from reperfuse.perfusion.concentration import negative_areas
 from reperfuse.perfusion.deconvolution import METHODS
 from reperfuse.perfusion.mismatch import mismatch_summary
-from reperfuse.perfusion.quality import Flag, quality_flags
+from reperfuse.perfusion.quality import quality_flags
 from reperfuse.preprocessing.brain import threshold_mask
 from reperfuse.preprocessing.motion import Motion, estimate_motion, realigned
 from reperfuse.stages import maps_chain as chain
@@ -107,9 +107,7 @@ def _examined(
         bolus = chain.bolus_of(series, brain, evidence["mean_signal"])
     except InputError:
         nothing = mismatch_summary(None, brain, chain.voxel_ml_of(series), thresholds_s=settings.tmax_thresholds_s)
-        flags = quality_flags(**evidence)
-        write_summary(out, facts | nothing, flags)
-        print("\n".join(_in_words(flags)))
+        print("\n".join(_flag_lines(write_summary(out, facts | nothing, quality_flags(**evidence)))))
         raise
     bar.advance(task)
 
@@ -207,9 +205,8 @@ def _said(summary: dict[str, Any], out: Path) -> str:
     if summary["target_mismatch"] is not None:
         volumes += f", target mismatch {'yes' if summary['target_mismatch'] else 'no'}"
     notes = [f"  - {note}" for note in summary["notes"]]
-    flags = [f"  ! {sentence}" for sentence in summary["flag_sentences"].values()]
-    return "\n".join([f"{volumes}; look at {out / 'qc.png'} first.", *notes, *flags])
+    return "\n".join([f"{volumes}; look at {out / 'qc.png'} first.", *notes, *_flag_lines(summary)])
 
 
-def _in_words(flags: tuple[Flag, ...]) -> list[str]:
-    return [f"  ! {flag.sentence}" for flag in flags]
+def _flag_lines(summary: dict[str, Any]) -> list[str]:
+    return [f"  ! {sentence}" for sentence in summary["flag_sentences"].values()]

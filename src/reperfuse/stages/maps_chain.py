@@ -1,6 +1,7 @@
 """The physics of `reperfuse maps` in its order: bolus, arteries, maps, tissue, verdict."""
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -58,7 +59,7 @@ class Bolus:
     s0: np.ndarray
     """Mean signal before the bolus, shape (I, J, K)."""
 
-    @property
+    @cached_property
     def curves(self) -> np.ndarray:
         """ΔR2* of the brain, shape (n, T) [1/s]."""
         return np.asarray(self.image[self.brain])
