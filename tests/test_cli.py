@@ -45,7 +45,7 @@ def test_help_answers_without_loading_a_heavy_library() -> None:
     assert not loaded & {"torch", "mlflow", "optuna", "lightning", "monai", "pandas", "scipy", "matplotlib"}
 
 
-@pytest.mark.parametrize("verb", ["ingest", "tune", "resolution", "demo-data"])
+@pytest.mark.parametrize("verb", ["ingest", "tune", "resolution", "demo-data", "maps", "experiment", "pretrain"])
 def test_every_verb_has_help(verb: str, tmp_path: Path) -> None:
     assert reperfuse(verb, "--help", cwd=tmp_path).returncode == 0
 

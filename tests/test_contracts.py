@@ -8,9 +8,9 @@ import torch
 
 from reperfuse.errors import InputError
 from reperfuse.evaluation.metrics import METRICS, lesion_scores, tmax_scores
-from reperfuse.networks import NETWORKS, build_network, load_network, save_network
+from reperfuse.networks import NETWORK_INPUTS, NETWORKS, build_network, load_network, save_network
 from reperfuse.perfusion.deconvolution import METHODS, residue_function
-from reperfuse.training.losses import LOSSES
+from reperfuse.training.losses import ACTIVATIONS, LOSSES, QUANTILES, pinball
 
 
 def image_for(name: str) -> torch.Tensor:
@@ -23,6 +23,22 @@ def image_for(name: str) -> torch.Tensor:
 def test_a_network_builds_without_arguments_and_keeps_the_grid(name: str) -> None:
     image = image_for(name)
     assert build_network(name)(image).shape == (2, 1, *image.shape[2:])
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_network_takes_cubes_and_slices_of_64(name: str) -> None:
+    channels = image_for(name).shape[1]
+    # 64³ of 60 channels through 13 million weights is for larger machines: a slab of the same plane stands for it
+    size = (64, 64, 8) if name.startswith("tmax") else (64, 64, 64)
+    with torch.no_grad():
+        network = build_network(name).eval()
+        assert network(torch.rand(1, channels, *size)).shape == (1, 1, *size)
+        assert network(torch.rand(1, channels, 64, 64)).shape == (1, 1, 64, 64)
+
+
+def test_every_network_says_which_channels_it_takes() -> None:
+    assert set(NETWORK_INPUTS) == set(NETWORKS)
+    assert all(bool(inputs) == name.startswith("tmax_") for name, inputs in NETWORK_INPUTS.items())
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -63,8 +79,18 @@ def test_a_loss_has_finite_gradients_on_empty_and_full_targets(name: str, fill: 
 def test_a_loss_is_lower_for_a_better_prediction(name: str) -> None:
     target = (torch.rand(1, 1, 6, 6, 6, generator=torch.Generator().manual_seed(0)) > 0.5).float()
     mask = torch.ones(1, 6, 6, 6)
-    good = (target - 0.5) * 20 if name in ("bce", "soft_dice", "dice_bce") else target
+    good = (target - 0.5) * 20 if ACTIVATIONS[name] == "sigmoid" else target
     assert LOSSES[name](good, target, mask) < LOSSES[name](-good, target, mask)
+
+
+@pytest.mark.parametrize("fill", [0.0, 1.0])
+def test_the_quantile_loss_keeps_the_contract_with_all_its_levels_too(fill: float) -> None:
+    target, mask = torch.full((2, 2, 4, 4, 4), fill), torch.ones(2, 4, 4, 4)
+    prediction = torch.zeros(2, 2 * len(QUANTILES), 4, 4, 4, requires_grad=True)
+    pinball(prediction, target, mask).backward()
+    assert prediction.grad is not None and torch.isfinite(prediction.grad).all()
+    good = target.repeat_interleave(len(QUANTILES), dim=1)
+    assert pinball(good, target, mask) < pinball(good + 1, target, mask)
 
 
 def curve(delay_s: float, dt: float = 1.0, n: int = 60) -> np.ndarray:

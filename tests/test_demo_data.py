@@ -10,7 +10,8 @@ from reperfuse.errors import InputError
 from reperfuse.files import read_json, sha256_of
 from reperfuse.imaging.dicom_read import read_dsc
 from reperfuse.imaging.volume import load_volume
-from reperfuse.stages.demo_data import DROPPED_IMAGES, HABITS, demo_data, truth_folder
+from reperfuse.phantoms.dsc import dsc_phantom
+from reperfuse.stages.demo_data import DROPPED_IMAGES, HABITS, _perfusion_plan, demo_data, truth_folder
 
 
 @pytest.fixture(scope="module")
@@ -40,8 +41,8 @@ def test_every_patient_has_a_series_and_a_map_and_one_misses_two_images(inbox):
     counts = []
     for patient, habit in zip(patients, HABITS.values(), strict=True):
         counts.append(len(list((patient / str(habit["dsc"])).iterdir())))
-        assert len(list((patient / str(habit["map"])).iterdir())) == 6
-    assert counts == [360, 360, 360 - len(DROPPED_IMAGES)]
+        assert len(list((patient / str(habit["map"])).iterdir())) == 8
+    assert counts == [480, 480, 480 - len(DROPPED_IMAGES)]
 
 
 def test_what_is_read_back_is_what_was_simulated(inbox):
@@ -49,7 +50,7 @@ def test_what_is_read_back_is_what_was_simulated(inbox):
     truth = truth_folder(inbox) / "perfusion" / patient.name
     volume = read_dsc(patient)
     s0, brain = load_volume(truth / "s0.nii.gz"), load_volume(truth / "brain.nii.gz").data > 0
-    assert volume.data.shape == (32, 32, 6, 60)
+    assert volume.data.shape == (32, 32, 8, 60)
     assert volume.te_s == pytest.approx(read_json(truth / "truth.json")["te_s"])
     assert volume.affine == pytest.approx(s0.affine, abs=1e-3)
     difference = volume.data[..., :6].mean(-1)[brain] - s0.data[brain]
@@ -100,3 +101,23 @@ def test_an_unknown_arm_or_no_subjects_is_one_sentence(tmp_path, arguments):
     with pytest.raises(InputError):
         demo_data(tmp_path / "inbox", full_size=False, **arguments)
     assert not list(tmp_path.iterdir())
+
+
+def test_patients_of_full_size_are_fine_and_quiet_enough_for_the_resolution_study_to_degrade():
+    from reperfuse.params import Params
+
+    asked = Params().perfusion.resolution
+    plans = [plan for _, plan in _perfusion_plan(14, 2026, True)]
+    assert sum(plan["tr_s"] <= min(asked.tr_s) for plan in plans) == len(plans) - 1  # the published one is 1.5 s
+    assert all(plan["snr"] > 1.05 * max(asked.snr) for plan in plans)
+    published = [plan for plan in plans if plan["shape"] == (128, 128, 24)]
+    assert [(plan["n_frames"], plan["tr_s"]) for plan in published] == [(60, 1.5)]
+
+
+@pytest.mark.parametrize("full_size", [True, False])
+def test_the_latest_tissue_has_its_bolus_within_the_series(full_size):
+    for _, plan in _perfusion_plan(3, 2026, full_size):
+        phantom = dsc_phantom((32, 32, 8), plan["n_frames"], plan["tr_s"], 0.03, np.inf, 1, residue=plan["residue"])
+        latest = phantom.truth["delay"] == phantom.truth["delay"].max()
+        darkest = phantom.signal.data[latest].argmin(axis=-1)
+        assert darkest.max() * plan["tr_s"] < 0.6 * (plan["n_frames"] - 1) * plan["tr_s"]

@@ -130,7 +130,42 @@ def test_curves_name_their_axes_with_units_and_every_method():
     assert axes.get_xlabel() == "Slice thickness [mm]" and axes.get_ylabel() == "Mean Dice"
     assert {text.get_text() for text in axes.texts} == {"Model", "Intensity threshold"}
     assert axes.get_ylim() == (-0.02, 1.02)
-    assert "0.70 at 2, 0.55 at 5, 0.30 at 10" in figure.get_label()
+    assert "Model 0.70 at 2, 0.55 at 5, 0.30 at 10" in figure.get_label()
+    assert "slices along k" in axes.get_title(loc="left")
+
+
+def noisy_curve() -> pd.DataFrame:
+    rows = [
+        {
+            "participant_id": f"sub-{n}",
+            "method": method,
+            "snr": snr,
+            "tr_s": level,
+            "mae_s": slope * level / snr + n / 9,
+        }
+        for n in range(3)
+        for method, slope in (("model", 10), ("baseline_learned", 12), ("baseline_osvd", 30), ("baseline_ssvd", 40))
+        for snr in (50.0, 20.0)
+        for level in (1.0, 2.0, 3.0)
+    ]
+    return curve(study_table(rows, level_name="tr_s"), level_name="tr_s")
+
+
+def test_each_noise_has_its_curves_with_a_band_for_every_method_all_on_one_scale():
+    drawn = [draw.score_curve(noisy_curve(), "mae_s", level_name="tr_s", at=snr).axes[0] for snr in (50.0, 20.0)]
+    assert [axes.get_title(loc="left").split(";")[0] for axes in drawn] == ["SNR 50", "SNR 20"]
+    assert drawn[0].get_ylim() == drawn[1].get_ylim() and drawn[0].get_ylim()[0] == 0
+    for axes, snr in zip(drawn, (50.0, 20.0), strict=True):
+        assert len(axes.lines) == len(axes.collections) == 4
+        assert axes.lines[0].get_ydata().tolist() == pytest.approx([10 * level / snr + 1 / 9 for level in (1, 2, 3)])
+        assert {text.get_text() for text in axes.texts} == {"Model", "Shipped network", "oSVD", "Plain SVD"}
+
+
+def test_the_number_of_subjects_is_a_range_where_not_everyone_reaches_every_level():
+    table = noisy_curve()
+    table.loc[table["tr_s"] == 1, "n"] = 2
+    title = draw.score_curve(table, "mae_s", level_name="tr_s", at=20.0).axes[0].get_title(loc="left")
+    assert title.endswith("n = 2 to 3")
 
 
 def test_lines_that_end_together_keep_their_names_apart():
@@ -146,6 +181,9 @@ def test_lines_that_end_together_keep_their_names_apart():
 def test_one_method_looks_the_same_in_every_figure(scores):
     styles = draw._method_styles(scores["method"])
     assert styles == draw._method_styles(scores["method"][::-1]) and styles["model"] == (draw.BLUE, "-")
+    more = draw._method_styles([*scores["method"], "baseline_aardvark", "baseline_osvd", "rival_tmax_unet"])
+    assert {method: more[method] for method in styles} == styles
+    assert len({colour for colour, _ in more.values()}) == len(more)
 
 
 def test_every_subject_and_fold_is_a_dot(scores):

@@ -2,16 +2,17 @@
 
 import pandas as pd
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from reperfuse.cohort.folds import folds_table, side_of
+from reperfuse.cohort.folds import first_by_hash, folds_table, side_of
 from reperfuse.errors import InputError
 
 ids = st.lists(st.text("abcdef0123456789", min_size=1, max_size=8), unique=True, min_size=1, max_size=40)
 salts = st.text(max_size=6)
 fractions = st.floats(0.05, 0.95)
-quick = settings(max_examples=60, deadline=None)
+# Many draws are too few subjects to split, which is refused: no reason to call the test unhealthy.
+quick = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.filter_too_much])
 
 
 def cohort_of(names, n_centres=5):
@@ -89,6 +90,42 @@ def test_folds_are_balanced_and_blind_to_the_order_of_rows(names, salt, n_folds,
     assert folds_table(cohort_of(names), **choice).equals(table)
 
 
+@quick
+@given(ids, salts, st.integers(1, 6), st.sampled_from(["participant_id", "centre"]), st.randoms())
+def test_a_count_holds_out_exactly_so_many_groups_whatever_the_order_of_rows(names, salt, count, group_by, random):
+    choice = {"n_folds": 2, "holdout_fraction": 0.3, "salt": salt, "group_by": group_by, "holdout_count": count}
+    table = table_or_refusal(cohort_of(names, n_centres=9), **choice)
+    assert table.loc[table.side == "holdout", group_by].nunique() == count
+    assert (table.groupby(group_by)["side"].nunique() == 1).all()
+    assert set(table.fold.dropna()) == {0, 1}
+    random.shuffle(names)
+    assert folds_table(cohort_of(names, n_centres=9), **choice).equals(table)
+
+
+@quick
+@given(ids, salts, st.integers(1, 20), st.integers(1, 20))
+def test_a_larger_count_contains_the_smaller_one(names, salt, one, other):
+    few, many = (set(held_out(first_by_hash(names, salt=salt, count=n), names)) for n in sorted((one, other)))
+    assert few <= many
+    assert len(many) == min(max(one, other), len(names))
+
+
+@quick
+@given(ids, salts, st.floats(0.05, 0.95))
+def test_a_count_and_a_share_draw_in_the_same_order(names, salt, fraction):
+    by_share = held_out(side_of(names, salt=salt, holdout_fraction=fraction), names)
+    assert held_out(first_by_hash(names, salt=salt, count=len(by_share)), names) == by_share
+
+
+def held_out(sides, names):
+    return [name for name, side in zip(names, sides, strict=True) if side == "holdout"]
+
+
+def test_the_first_by_hash_is_fixed_for_ever():
+    names = [f"sub-{n}" for n in range(8)]
+    assert held_out(first_by_hash(names, salt="reperfuse", count=2), names) == ["sub-3", "sub-4"]
+
+
 def test_every_fold_gets_small_and_large_lesions():
     cohort = pd.DataFrame(
         {"participant_id": [f"sub-{n:03d}" for n in range(90)], "lesion_volume_ml": [1.5**n for n in range(90)]}
@@ -133,6 +170,9 @@ def test_two_sessions_are_one_subject():
         (9, {"holdout_fraction": 1e-9}, "folds.salt"),
         (9, {"holdout_fraction": 1 - 1e-9}, "None of 9 subjects is for training"),
         (9, {"holdout_fraction": 1.5}, "between 0 and 1"),
+        (9, {"holdout_count": 7}, "folds.holdout_count = 7, 2 of 9 subjects are left for training"),
+        (9, {"holdout_count": 40}, "0 of 9 subjects are left"),
+        (9, {"holdout_count": 0}, "hold out at least 1"),
         (9, {"group_by": "centre"}, "centre of sub-0, sub-1, sub-2 is unknown"),
     ],
 )

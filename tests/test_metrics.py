@@ -247,8 +247,11 @@ BRAIN = np.ones((3, 4, 5), bool)
 @settings(max_examples=30, deadline=None)
 def test_a_map_agrees_with_itself_perfectly(values):
     scores = tmax_scores(values, values, BRAIN, (2, 2, 5))
-    assert all(scores[name] == 0 for name in ("mae_s", "rmse_s", "mse_s2", "bias_s", "volume_difference_ml"))
-    assert all(scores[name] in (None, pytest.approx(1)) for name in ("pearson_r", "ccc", "dice", "ssim"))
+    assert all(
+        scores[name] == 0 for name in ("mae_s", "rmse_s", "mse_s2", "bias_s", "volume_difference_ml", "volume_error_ml")
+    )
+    perfect = ("pearson_r", "ccc", "dice", "ssim", "sensitivity", "specificity")
+    assert all(scores[name] in (None, pytest.approx(1)) for name in perfect)
 
 
 @given(maps, maps)
@@ -284,6 +287,33 @@ def test_hypoperfusion_is_strictly_above_six_seconds_and_counted_in_millilitres(
     scores = tmax_scores(np.zeros_like(reference), reference, np.ones_like(reference), (2, 2, 2.5))
     assert scores["volume_difference_ml"] == pytest.approx(-100 * 10 / 1000)
     assert scores["dice"] == 0
+
+
+@given(maps, maps)
+@settings(max_examples=30, deadline=None)
+def test_the_volume_error_is_the_size_of_the_volume_difference(ours, theirs):
+    here, there = tmax_scores(ours, theirs, BRAIN, (2, 2, 5)), tmax_scores(theirs, ours, BRAIN, (2, 2, 5))
+    assert here["volume_error_ml"] == there["volume_error_ml"] == abs(here["volume_difference_ml"])
+
+
+@given(maps, maps)
+@settings(max_examples=30, deadline=None)
+def test_sensitivity_and_specificity_add_up_to_the_late_volume(ours, theirs):
+    scores = tmax_scores(ours, theirs, BRAIN, (2, 2, 5))
+    late, truly = int((ours > 6).sum()), int((theirs > 6).sum())
+    assert (scores["sensitivity"] is None) == (truly == 0)
+    assert (scores["specificity"] is None) == (truly == theirs.size)
+    hits = truly * (scores["sensitivity"] or 0)
+    false_alarms = (theirs.size - truly) * (1 - (1 if scores["specificity"] is None else scores["specificity"]))
+    assert hits + false_alarms == pytest.approx(late)
+    assert scores["dice"] == pytest.approx(2 * hits / (late + truly) if late + truly else 1)
+
+
+def test_calling_everything_late_is_sensitive_and_calling_nothing_late_is_specific():
+    reference = np.random.default_rng(0).uniform(0, 12, (6, 6, 6))
+    late, early = (tmax_scores(np.full_like(reference, t), reference, reference >= 0, (1, 1, 1)) for t in (9.0, 2.0))
+    assert (late["sensitivity"], late["specificity"]) == (1, 0)
+    assert (early["sensitivity"], early["specificity"]) == (0, 1)
 
 
 def test_what_lies_outside_the_brain_does_not_count():

@@ -1,48 +1,69 @@
 """Every network keeps the contract: any size in, one channel of the same size out, and back from disk the same."""
 
+import inspect
 import json
+import re
 
 import pytest
 import torch
 
 from reperfuse.errors import InputError
-from reperfuse.networks import NETWORKS, build_network, keras_parameter_count, load_network, save_network
+from reperfuse.networks import (
+    NETWORKS,
+    POSTERIORS,
+    build_network,
+    initialise,
+    keras_parameter_count,
+    learned_folder,
+    load_network,
+    save_network,
+)
 from reperfuse.networks.blocks import NORMALISATIONS
 
-CHANNELS = {"unet3d": 1, "tmax_2layer": 60}
-SMALL = {"unet3d": {"widths": (2, 4, 6)}, "tmax_2layer": {}}
+SMALL = {
+    "unet3d": {"widths": (2, 4, 6)},
+    "tmax_unet": {"widths": (4, 6, 8), "bottom": 10},
+}
+
+
+def channels(name: str) -> int:
+    return inspect.signature(NETWORKS[name]).parameters["in_channels"].default
+
+
+def small(name: str) -> torch.nn.Module:
+    return build_network(name, **SMALL.get(name, {}))
 
 
 @pytest.mark.parametrize("name", NETWORKS)
 class TestEveryNetwork:
     @pytest.mark.parametrize("size", [(16, 16, 8), (7, 5, 9), (1, 1, 1), (2, 3, 1)])
     def test_gives_one_finite_channel_of_the_size_it_was_given(self, name, size):
-        network = build_network(name, **SMALL[name])
-        assert (answer := network(torch.rand(2, CHANNELS[name], *size))).shape == (2, 1, *size)
+        network = small(name)
+        assert (answer := network(torch.rand(2, channels(name), *size))).shape == (2, 1, *size)
         assert answer.isfinite().all()
 
     def test_builds_without_arguments_and_runs_a_slice(self, name):
         network = build_network(name)
-        assert network(torch.rand(1, CHANNELS[name], 64, 64)).shape == (1, 1, 64, 64)
-        assert network(torch.rand(1, CHANNELS[name], 64, 64, 1)).shape == (1, 1, 64, 64, 1)
+        assert network(torch.rand(1, channels(name), 64, 64)).shape == (1, 1, 64, 64)
+        assert network(torch.rand(1, channels(name), 64, 64, 1)).shape == (1, 1, 64, 64, 1)
 
     def test_sends_a_gradient_to_every_parameter(self, name):
-        network = build_network(name, **SMALL[name])
-        network(torch.rand(2, CHANNELS[name], 8, 8, 8)).square().sum().backward()
+        network = small(name)
+        network(torch.rand(2, channels(name), 8, 8, 8)).square().sum().backward()
         assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in network.parameters())
 
     def test_is_the_same_for_the_same_seed(self, name):
-        image, answers = torch.rand(1, CHANNELS[name], 8, 8, 4), []
+        image, answers = torch.rand(1, channels(name), 8, 8, 4), []
         for _ in range(2):
             torch.manual_seed(3)
-            answers.append(build_network(name, **SMALL[name])(image))
+            answers.append(small(name)(image))
         assert torch.equal(*answers)
 
     def test_comes_back_from_disk_with_the_same_answer(self, name, tmp_path):
-        network = build_network(name, **SMALL[name])
-        image = torch.rand(2, CHANNELS[name], 8, 8, 4)
+        network = small(name)
+        image = torch.rand(2, channels(name), 8, 8, 4)
         network(image)  # moves running statistics away from their start
-        save_network(tmp_path, name, SMALL[name], network, {"tr_s": 1.5})
+        save_network(tmp_path, name, SMALL.get(name, {}), network, {"tr_s": 1.5})
         again, description = load_network(tmp_path)
         assert torch.equal(again(image), network.eval()(image))
         assert description["extra"] == {"tr_s": 1.5}
@@ -52,19 +73,112 @@ class TestEveryNetwork:
         with pytest.raises(InputError, match=r"'witdhs' is not known: choose one of in_channels"):
             build_network(name, witdhs=3)
 
-    def test_starts_from_the_output_bias(self, name):
-        network = build_network(name, **SMALL[name], output_bias=5.0)
-        last = [module for module in network.modules() if isinstance(module, torch.nn.Conv3d)][-1]
+    def test_starts_from_the_output_bias_if_it_has_one(self, name):
+        if name == "tmax_matched":  # it adds to an estimate that is among its features
+            assert "output_bias" not in inspect.signature(NETWORKS[name]).parameters
+            return
+        network = build_network(name, **SMALL.get(name, {}), output_bias=5.0)
+        last = [module for module in network.modules() if isinstance(module, torch.nn.Conv3d | torch.nn.Linear)][-1]
         assert last.bias.item() == 5.0
 
 
 def test_an_unknown_network_is_refused_with_the_names_there_are():
-    with pytest.raises(InputError, match="unet3d, tmax_2layer"):
+    with pytest.raises(InputError, match="unet3d, tmax_1layer, tmax_2layer"):
         build_network("unet4d")
 
 
-def test_tmax_2layer_has_the_published_number_of_parameters():
-    assert keras_parameter_count(build_network("tmax_2layer")) == 1033
+@pytest.mark.parametrize("name", [name for name in NETWORKS if name.startswith("tmax_")])
+def test_a_tmax_network_takes_60_frames_and_starts_at_three_seconds(name):
+    parameters = inspect.signature(NETWORKS[name]).parameters
+    assert parameters["in_channels"].default == 60
+    if name != "tmax_matched":
+        assert parameters["output_bias"].default == 3.0
+
+
+@pytest.mark.parametrize(("name", "count"), [("tmax_1layer", 61), ("tmax_2layer", 1033), ("tmax_unet", 13_123_329)])
+def test_a_published_network_has_exactly_the_published_number_of_parameters(name, count):
+    assert keras_parameter_count(build_network(name)) == count
+
+
+def test_the_published_unet_has_the_layers_its_docstring_adds_up():
+    rows = re.findall(r"^ +(\S.*?) {2,}(\d+(?: → \d+)+) +([\d ]+)$", NETWORKS["tmax_unet"].__doc__, re.MULTILINE)
+    network = build_network("tmax_unet")
+    merged = [part for pair in zip(network.up, network.merge, strict=True) for part in pair]
+    parts = [network.first, *network.down, network.bottom, network.rejoin, *merged, network.last]
+    for (layer, path, count), part in zip(rows, parts, strict=True):
+        convolutions = [m for m in part.modules() if isinstance(m, torch.nn.Conv3d | torch.nn.ConvTranspose3d)]
+        widths = [convolutions[0].in_channels, *(c.out_channels for c in convolutions)]
+        assert " → ".join(map(str, widths)) == path, layer
+        assert sum(p.numel() for p in part.parameters()) == int(count.replace(" ", "")), layer
+        size = convolutions[0].kernel_size
+        assert size == (int(re.search(r"(\d)³", layer).group(1)),) * 3, layer
+    assert sum(int(count.replace(" ", "")) for *_, count in rows) == 13_123_329
+
+
+@pytest.mark.parametrize("size", [(16, 8, 8), (16, 16, 24)])
+def test_the_bottom_of_the_published_unet_keeps_the_resolution_of_the_level_above(size):
+    network = build_network("tmax_unet", widths=(2, 3, 4, 5), bottom=6)
+    seen = {}
+    for name in ("bottom", "rejoin"):
+        network.get_submodule(name).register_forward_hook(
+            lambda _, inputs, output, name=name: seen.update({name: (inputs[0].shape[1:], output.shape[1:])})
+        )
+    network(torch.rand(1, 60, *size))
+    lowest = tuple(length // 8 for length in size)
+    assert seen == {"bottom": ((5, *lowest), (6, *lowest)), "rejoin": ((11, *lowest), (5, *lowest))}
+
+
+@pytest.mark.parametrize("depth", range(2, 13))
+def test_a_deeper_network_has_one_more_convolution_per_layer(depth):
+    network = build_network("tmax_deep", depth=depth)
+    kinds = [type(layer).__name__ for layer in network.layers]
+    assert kinds.count("Conv3d") == kinds.count("BatchNorm3d") == depth and kinds.count("ReLU") == depth - 1
+    assert keras_parameter_count(network) == 1033 + (depth - 2) * 204
+
+
+def test_two_layers_of_the_deep_network_are_the_two_layer_network():
+    answers, image = [], torch.rand(2, 60, 4, 4, 4)
+    for name, kwargs in [("tmax_deep", {"depth": 2}), ("tmax_2layer", {})]:
+        torch.manual_seed(1)
+        answers.append(build_network(name, **kwargs)(image))
+    assert torch.equal(*answers)
+
+
+@pytest.mark.parametrize("kwargs", [{"depth": 1}, {"depth": 13}, {"hidden": 0}])
+def test_depths_out_of_range_are_refused(kwargs):
+    with pytest.raises(InputError, match=r"depth|Hidden"):
+        build_network("tmax_deep", **kwargs)
+
+
+@pytest.mark.parametrize("normalisation", NORMALISATIONS)
+def test_the_published_unet_runs_with_every_normalisation_and_dropout(normalisation):
+    network = build_network("tmax_unet", **SMALL["tmax_unet"], normalisation=normalisation, dropout=0.3)
+    network(image := torch.rand(2, 60, 8, 8, 4)).square().sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())
+    assert torch.equal(network.eval()(image), network(image))
+
+
+def test_dropout_changes_the_training_and_not_the_answer_nor_the_weights():
+    answers, image = {}, torch.rand(1, 60, 8, 8, 8)
+    for dropout in (0.0, 0.5):
+        torch.manual_seed(0)
+        network = build_network("tmax_unet", **SMALL["tmax_unet"], dropout=dropout)
+        answers[dropout] = [network(image), network(image), network.eval()(image)]
+    assert torch.equal(answers[0.0][0], answers[0.0][1]) and not torch.equal(answers[0.5][0], answers[0.5][1])
+    assert torch.equal(answers[0.0][2], answers[0.5][2])
+
+
+def test_dropout_sits_below_the_first_level_on_the_way_down_and_at_the_bottom():
+    network = build_network("tmax_unet", dropout=0.2)
+    dropping = [name for name, module in network.named_modules() if isinstance(module, torch.nn.Dropout3d)]
+    assert [name.rpartition(".")[0] for name in dropping] == ["down.0", "down.1", "down.2", "bottom"]
+    assert all(network.get_submodule(name).p == 0.2 for name in dropping)
+
+
+def test_a_convolution_without_normalisation_has_a_bias_and_with_one_has_none():
+    for normalisation in NORMALISATIONS:
+        block = build_network("tmax_unet", **SMALL["tmax_unet"], normalisation=normalisation).first
+        assert (block[0].bias is not None) == (normalisation == "none")
 
 
 def test_the_unet_has_the_number_of_parameters_its_docstring_states():
@@ -73,8 +187,9 @@ def test_the_unet_has_the_number_of_parameters_its_docstring_states():
     assert "350 809" in NETWORKS["unet3d"].__doc__ and "1 401 265" in NETWORKS["unet3d"].__doc__
 
 
-def test_a_tmax_network_looks_at_one_voxel_only():
-    network = build_network("tmax_2layer").eval()
+@pytest.mark.parametrize("name", ["tmax_1layer", "tmax_2layer", "tmax_deep"])
+def test_a_network_of_point_convolutions_looks_at_one_voxel_only(name):
+    network = build_network(name).eval()
     image = torch.rand(1, 60, 4, 4, 4)
     changed = image.clone()
     changed[..., 1, 2, 3] += 1
@@ -88,6 +203,12 @@ def test_every_normalisation_runs_in_every_width(normalisation):
     assert network(torch.rand(2, 1, 8, 6, 5)).shape == (2, 1, 8, 6, 5)
 
 
+@pytest.mark.parametrize("normalisation", NORMALISATIONS)
+def test_one_voxel_alone_can_be_trained_on_with_every_normalisation(normalisation):
+    network = build_network("unet3d", widths=(8, 8, 8), normalisation=normalisation)
+    assert network(torch.rand(1, 1, 1, 1, 1)).isfinite().all()
+
+
 def test_padding_inside_leaves_a_multiple_alone():
     torch.manual_seed(0)
     network = build_network("unet3d", widths=(2, 4, 6))
@@ -98,7 +219,18 @@ def test_padding_inside_leaves_a_multiple_alone():
     assert torch.equal(seen[0], image)
 
 
-@pytest.mark.parametrize("kwargs", [{"normalisation": "layer"}, {"block": "dense"}, {"widths": ()}, {"width": 0}])
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        {"normalisation": "layer"},
+        {"block": "dense"},
+        {"widths": ()},
+        {"width": 0},
+        {"bottom": -1},
+        {"dropout": 1.0},
+        {"dropout": -0.1},
+    ],
+)
 def test_values_the_unet_cannot_be_built_with_are_refused(kwargs):
     with pytest.raises(InputError):
         build_network("unet3d", **kwargs)
@@ -128,11 +260,64 @@ def test_a_missing_file_is_named(tmp_path, missing):
         load_network(tmp_path)
 
 
+def test_what_fits_is_taken_over_and_the_rest_stays(tmp_path):
+    given, network = build_network("tmax_2layer"), build_network("tmax_2layer", in_channels=40)
+    given(torch.rand(2, 60, 4, 4, 4))  # moves running statistics away from their start
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    save_network(tmp_path, "tmax_2layer", {}, given)
+    fitted, total = initialise(network, tmp_path)
+    theirs, ours = given.state_dict(), network.state_dict()
+    fits = [name for name in ours if ours[name].shape == theirs[name].shape]
+    assert (fitted, total) == (len(fits), len(ours)) and 0 < fitted < total
+    assert all(torch.equal(ours[name], (theirs if name in fits else before)[name]) for name in ours)
+
+
+def test_a_network_starts_as_the_one_it_is_initialised_from(tmp_path):
+    given, network = small("tmax_unet"), small("tmax_unet")
+    save_network(tmp_path, "tmax_unet", SMALL["tmax_unet"], given)
+    fitted, total = initialise(network, tmp_path)
+    image = torch.rand(1, 60, 8, 8, 8)
+    assert fitted == total and torch.equal(network(image), given(image))
+
+
+def test_weights_of_another_kind_fit_nowhere_and_change_nothing(tmp_path):
+    network = build_network("tmax_1layer")
+    before = network.layers[0].weight.clone()
+    save_network(tmp_path, "unet3d", {"widths": (2, 4)}, build_network("unet3d", widths=(2, 4)))
+    assert initialise(network, tmp_path) == (0, 2) and torch.equal(network.layers[0].weight, before)
+
+
+@pytest.mark.parametrize("take", [load_network, lambda folder: initialise(build_network("tmax_2layer"), folder)])
+def test_damaged_weights_are_refused_whoever_reads_them(take, tmp_path):
+    save_network(tmp_path, "tmax_2layer", {}, build_network("tmax_2layer"))
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-4] + b"\1\2\3\4")
+    with pytest.raises(InputError, match="damaged"):
+        take(tmp_path)
+
+
+def test_a_posterior_network_is_built_and_loaded_by_name_but_no_stage_may_train_it(monkeypatch, tmp_path):
+    monkeypatch.setitem(POSTERIORS, "line", torch.nn.Linear)
+    assert "line" not in NETWORKS
+    network = build_network("line", in_features=3, out_features=2)
+    save_network(tmp_path, "line", {"in_features": 3, "out_features": 2}, network)
+    again, description = load_network(tmp_path)
+    assert description["network"] == "line" and torch.equal(again(torch.ones(3)), network(torch.ones(3)))
+
+
+def test_the_shipped_weights_lie_inside_the_package():
+    import reperfuse.networks
+
+    assert learned_folder().parent.samefile(reperfuse.networks.__path__[0])
+
+
+@pytest.mark.parametrize("name", ["unet3d", "tmax_unet"])
 @pytest.mark.parametrize("size", [(8, 8, 8), (9, 6, 7)])
-def test_an_exported_unet_takes_every_size_whatever_its_example_was(size):
-    network = build_network("unet3d", widths=(2, 4)).eval()
+def test_an_exported_unet_takes_every_size_whatever_its_example_was(name, size):
+    network = build_network(name, **SMALL[name]).eval()
     free = {axis: torch.export.Dim.AUTO for axis in (0, 2, 3, 4)}
-    exported = torch.export.export(network, (torch.rand(2, 1, *size),), dynamic_shapes=(free,)).module()
-    for other in [(8, 8, 8), (8, 12, 10), (7, 5, 9)]:
-        image = torch.rand(1, 1, *other)
+    image = torch.rand(2, channels(name), *size)
+    exported = torch.export.export(network, (image,), dynamic_shapes=(free,)).module()
+    for other in [(8, 8, 8), (20, 12, 10), (7, 5, 9)]:
+        image = torch.rand(1, channels(name), *other)
         assert torch.allclose(exported(image), network(image), atol=1e-6)

@@ -24,6 +24,23 @@ def test_a_model_that_loses_to_a_baseline_is_kept_out() -> None:
     assert not decision.promote and "baseline_x" in decision.reason
 
 
+def test_a_rival_is_no_baseline() -> None:
+    rival = scores([0.5, 0.6, 0.7], 0.9).replace("baseline_x", "rival_unet3d")
+    assert decide(rival, None, "dice", GATE).promote
+    both = pd.concat([rival, scores([0.5, 0.6, 0.7], 0.8).query("method != 'model'")])
+    decision = decide(both, None, "dice", GATE)
+    assert not decision.promote and "baseline_x" in decision.reason
+
+
+def test_a_baseline_is_compared_on_the_subjects_it_has_a_score_for() -> None:
+    table = scores([0.9, 0.9, 0.1], 0.5)
+    assert decide(table, None, "dice", GATE).promote
+    table.loc[(table["method"] == "baseline_x") & (table["participant_id"] != "sub-2"), "dice"] = float("nan")
+    assert "0.100 does not beat baseline_x with 0.500" in decide(table, None, "dice", GATE).reason
+    table.loc[table["method"] == "baseline_x", "dice"] = float("nan")
+    assert decide(table, None, "dice", GATE).promote
+
+
 def test_a_model_with_undefined_scores_is_kept_out() -> None:
     assert not decide(scores([float("nan")] * 3), None, "dice", GATE).promote
 

@@ -14,13 +14,14 @@ from matplotlib.figure import Figure
 from reperfuse.evaluation import figures as draw
 from reperfuse.evaluation.metrics import lesion_scores, tmax_scores
 from reperfuse.evaluation.report import RESEARCH_USE, image_uri, render_report
-from reperfuse.evaluation.resolution import curve, resolution_study
+from reperfuse.evaluation.resolution import curve, resolution_study, study_table
 from reperfuse.evaluation.summary import ranked_subjects
+from reperfuse.evaluation.tables import resolution_tables
 
 SPACING = {"lesion": (3.0, 3.0, 3.0), "perfusion": (4.0, 4.0, 6.0)}
 METHODS = {
     "lesion": ("model", "baseline_threshold", "baseline_empty"),
-    "perfusion": ("model", "baseline_ssvd", "baseline_mean"),
+    "perfusion": ("model", "baseline_osvd", "baseline_mean"),
 }
 
 
@@ -53,7 +54,7 @@ class Subject:
         if self.arm == "lesion":
             return {"model": moved, "baseline_threshold": self.image * self.brain + 8 * noise < 62,
                     "baseline_empty": np.zeros_like(moved)}[method] & self.brain  # fmt: skip
-        return {"model": 2 + 8 * moved + 0.5 * noise, "baseline_ssvd": self.late * 1.2 + 1.5 * noise,
+        return {"model": 2 + 8 * moved + 0.5 * noise, "baseline_osvd": self.late * 1.2 + 1.5 * noise,
                 "baseline_mean": np.full(self.truth.shape, 3.0)}[method]  # fmt: skip
 
     def score(self, prediction: np.ndarray) -> dict[str, float | None]:
@@ -81,13 +82,16 @@ def fake_study(arm: str, n: int = 8) -> dict[str, Any]:
         side=sides, fold=[np.nan if side == "holdout" else row % 2 for row, side in enumerate(sides)]
     )
     metric = "dice" if arm == "lesion" else "mae_s"
-    level_name, levels = ("thickness_mm", (2, 5, 10)) if arm == "lesion" else ("tr_s", (1, 1.5, 3))
+    level_name, levels, facets = (
+        ("thickness_mm", (2, 5, 10), ("k",)) if arm == "lesion" else ("tr_s", (1, 1.5, 3), (50.0, 20.0))
+    )
     resolution = resolution_study(
         held.items(),
         levels=levels,
-        degrade=lambda subject, level, axis: (subject, level),
+        degrade=lambda subject, level, facet: (subject, level),
         predict={method: lambda pair, method=method: pair[0].predict(method, pair[1]) for method in methods},
         score=lambda prediction, subject: subject.score(prediction),
+        facets=facets,
         level_name=level_name,
     )
     validation = pd.DataFrame(
@@ -98,13 +102,13 @@ def fake_study(arm: str, n: int = 8) -> dict[str, Any]:
         {"epoch": epochs, "train_loss": np.exp(-epochs / 5), "val_loss": 0.1 + np.exp(-epochs / 6),
          f"val_{metric}": 1 - np.exp(-epochs / 4)}
     )  # fmt: skip
+    means = curve(resolution, level_name=level_name)
     pictures: dict[str, Figure] = {
         "cohort_volumes": draw.volume_histogram(cohort["lesion_volume_ml"], sides=sides),
         "folds": draw.fold_dots(validation, metric),
         "training": draw.training_curve(history),
         "scores": draw.score_dots(scores, metric),
-        "resolution": draw.score_curve(curve(resolution, level_name=level_name), metric, level_name=level_name),
-    }
+    } | {f"resolution {value}": draw.score_curve(means, metric, level_name=level_name, at=value) for value in facets}
     for rank, name in ranked_subjects(scores, metric).items():
         rows = scores[scores["participant_id"] == name].set_index("method")[metric]
         said = {method: f"{draw.metric_label(metric)} {rows[method]:.2f}" for method in methods[:2]}
@@ -197,13 +201,52 @@ def test_every_baseline_stands_in_every_table_of_scores(page: Page, study: dict[
     tables = re.findall(r"<table.*?</table>", page.text, re.DOTALL)
     about_scores = [table for table in tables if re.search(r"Hold-out, n|Model minus|Every hold-out|paired per", table)]
     names = [draw.method_label(method) for method in METHODS[study["arm"]][1:]]
-    assert len(about_scores) == 4
+    about_resolution = 1 if study["arm"] == "lesion" else 2
+    assert len(about_scores) == 3 + 2 * about_resolution
     assert all(name in table for table in about_scores for name in names)
 
 
 def test_every_metric_of_the_table_is_explained(page: Page, study: dict[str, Any]) -> None:
     for metric in study["scores"].columns.drop(["participant_id", "method"]):
         assert f"<dt>{draw.metric_label(metric)}</dt>".replace("'", "&#39;") in page.text
+
+
+def test_what_the_model_gains_over_the_usual_method_is_said_and_tabled(page: Page, study: dict[str, Any]) -> None:
+    label = "oSVD" if study["arm"] == "perfusion" else "Intensity threshold"
+    assert re.search(rf"Against {label} the model&#39;s mean|Against {label} the model's mean", page.text)
+    assert f"difference from {label}" in page.text and f"Model − {label}" in page.text
+
+
+def test_each_noise_has_its_own_tables_of_means_and_of_differences() -> None:
+    rows = [
+        {"participant_id": f"sub-{n}", "method": method, "snr": snr, "tr_s": level, "mae_s": factor * level / snr}
+        for n in range(3)
+        for method, factor in (("model", 50), ("baseline_osvd", 150))
+        for snr in (50.0, 20.0)
+        for level in (1.0, 2.0)
+    ]
+    tables = resolution_tables(study_table(rows, level_name="tr_s"), "mae_s", "tr_s", against="baseline_osvd")
+    named = [re.search(r"SNR \d+", table["caption"])[0] for table in tables]
+    assert named == ["SNR 50", "SNR 50", "SNR 20", "SNR 20"]
+    assert [[row[:3] for row in table["rows"]] for table in tables[::2]] == [
+        [["1", "1.00", "3.00"], ["2", "2.00", "6.00"]],
+        [["1", "2.50", "7.50"], ["2", "5.00", "15.00"]],
+    ]
+    assert [[row[:2] for row in table["rows"]] for table in tables[1::2]] == [
+        [["1", "−2.00"], ["2", "−4.00"]],
+        [["1", "−5.00"], ["2", "−10.00"]],
+    ]
+    assert all(len(row) == len(table["columns"]) for table in tables for row in table["rows"])
+
+
+def test_a_rival_is_compared_but_is_no_baseline_to_beat(study: dict[str, Any], tmp_path: Path) -> None:
+    best = study["scores"][study["scores"]["method"] == "model"].copy()
+    best["method"] = "rival_tmax_unet"
+    scores = pd.concat([study["scores"], best])
+    render_report(tmp_path / "page.html", **(study | {"scores": scores, "figures": {}}))
+    text = (tmp_path / "page.html").read_text(encoding="utf-8")
+    verdict = re.search(r'<p class="verdict">(.*?)</p>', text)
+    assert verdict and "rival" not in verdict[1].lower() and text.count("Rival tmax_unet") >= 3
 
 
 def test_lineage_is_flattened_into_names_and_values(page: Page) -> None:

@@ -6,7 +6,9 @@ import pytest
 
 from reperfuse.evaluation.resolution import (
     curve,
+    facet_name,
     level_effects,
+    method_effects,
     resolution_scalars,
     resolution_study,
     study_table,
@@ -20,7 +22,7 @@ def study(score=lambda level, quality: quality - level / 20, n: int = 6, **kwarg
     """Subjects of different quality whose score depends on the level."""
     arguments = {
         "levels": LEVELS,
-        "degrade": lambda subject, level, axis: (level, subject, axis),
+        "degrade": lambda subject, level, facet: (level, subject, facet),
         "predict": {"model": lambda seen: score(seen[0], seen[1]), "baseline_empty": lambda seen: 0.0},
         "score": lambda prediction, subject: {"dice": prediction, "mae_s": 1 - prediction, "hd95_mm": None},
     }
@@ -28,8 +30,8 @@ def study(score=lambda level, quality: quality - level / 20, n: int = 6, **kwarg
     return resolution_study([(f"sub-{row}", value) for row, value in enumerate(qualities)], **(arguments | kwargs))
 
 
-def test_there_is_one_row_per_subject_method_axis_and_level():
-    table = study(axes=("i", "k"))
+def test_there_is_one_row_per_subject_method_facet_and_level():
+    table = study(facets=("i", "k"))
     assert len(table) == 6 * 2 * 2 * 3
     assert not table.duplicated(["participant_id", "method", "axis", "thickness_mm"]).any()
 
@@ -45,7 +47,7 @@ def test_each_subject_is_read_once_and_degraded_once_for_all_methods():
     resolution_study(
         subjects(),
         levels=(1, 2),
-        degrade=lambda subject, level, axis: degraded.append((subject, level, len(alive))),
+        degrade=lambda subject, level, facet: degraded.append((subject, level, len(alive))),
         predict={"model": lambda seen: 1.0, "baseline_empty": lambda seen: 0.0},
         score=lambda prediction, subject: {"dice": prediction},
     )
@@ -59,7 +61,7 @@ def test_a_lone_callable_is_the_model_and_a_metric_undefined_for_all_stays_a_num
 
 def test_rows_kept_from_an_earlier_run_give_the_same_table():
     whole = study()
-    arguments = {"levels": LEVELS, "degrade": lambda s, level, axis: level, "predict": lambda level: level}
+    arguments = {"levels": LEVELS, "degrade": lambda s, level, facet: level, "predict": lambda level: level}
     kept = [
         row
         for name in ("a", "b")
@@ -97,10 +99,97 @@ def test_for_an_error_the_loss_is_a_rise_so_that_positive_is_always_worse():
     assert scalars["mae_s_rise_10mm"] == pytest.approx(0.4)
 
 
-def test_perfusion_asks_the_same_question_of_the_sampling_interval():
-    table = study(levels=(1.0, 1.5, 3.0), level_name="tr_s")
-    assert "dice_drop_3s" in resolution_scalars(table, level_name="tr_s")
-    assert curve(table, level_name="tr_s")["tr_s"].max() == 3
+def noisy_study(n: int = 6, **kwargs) -> pd.DataFrame:
+    """A study of the sampling interval at two SNRs: the error of the model grows half as fast as that of oSVD."""
+    arguments = {
+        "levels": (1.0, 1.5, 3.0),
+        "facets": (50.0, 20.0),
+        "level_name": "tr_s",
+        "degrade": lambda subject, level, facet: (level, subject, facet),
+        "predict": {
+            "baseline_osvd": lambda seen: 20 * seen[0] / seen[2] + seen[1],
+            "model": lambda seen: 10 * seen[0] / seen[2] + seen[1],
+        },
+        "score": lambda prediction, subject: {"mae_s": float(prediction)},
+    }
+    subjects = [(f"sub-{row}", value) for row, value in enumerate(np.linspace(0.6, 0.9, n))]
+    return resolution_study(subjects, **(arguments | kwargs))
+
+
+def test_columns_of_the_lesion_arm_are_what_others_read():
+    table = study()
+    assert list(table.columns[:4]) == ["participant_id", "method", "axis", "thickness_mm"]
+    statistics = ["metric", "mean", "median", "low", "high", "n"]
+    assert list(curve(table).columns) == ["method", "axis", "thickness_mm", *statistics]
+    comparison = ["mean_difference", "low", "high", "p_value", "n"]
+    assert list(level_effects(table, "dice").columns) == ["method", "axis", "thickness_mm", *comparison]
+
+
+def test_perfusion_asks_the_same_question_of_the_sampling_interval_at_each_noise():
+    table = noisy_study()
+    assert list(table.columns) == ["participant_id", "method", "snr", "tr_s", "mae_s"]
+    means = curve(table, level_name="tr_s")
+    assert set(means["metric"]) == {"mae_s"} and len(means) == 2 * 2 * 3
+    for snr in (20.0, 50.0):
+        model = means[(means["method"] == "model") & (means["snr"] == snr)]
+        assert model["mean"].tolist() == pytest.approx([0.75 + 10 * level / snr for level in (1, 1.5, 3)])
+        rise = resolution_scalars(table, "mae_s", at=snr, level_name="tr_s")["mae_s_rise_3s"]
+        assert rise == pytest.approx(10 * 2 / snr)
+
+
+def test_the_table_means_the_same_after_a_file(tmp_path):
+    table = noisy_study()
+    table.to_csv(tmp_path / "scores.csv", index=False)
+    again = pd.read_csv(tmp_path / "scores.csv")
+    pd.testing.assert_frame_equal(curve(again, level_name="tr_s"), curve(table, level_name="tr_s"))
+
+
+def test_methods_are_compared_within_each_subject_at_every_level_of_every_facet():
+    effects = method_effects(noisy_study(), "mae_s", level_name="tr_s")
+    assert len(effects) == 2 * 3 and set(effects["method"]) == {"model"}
+    assert effects["mean_difference"].tolist() == pytest.approx((-10 * effects["tr_s"] / effects["snr"]).tolist())
+    assert np.allclose(effects["low"], effects["high"])  # the subjects differ, their differences do not
+    assert (effects["p_value"] == 2 / 2**6).all() and (effects["n"] == 6).all()
+
+
+def test_comparing_with_a_method_turns_the_sign_and_one_that_took_no_part_compares_nothing():
+    table = noisy_study()
+    there = method_effects(table, "mae_s", against="baseline_osvd", level_name="tr_s")
+    back = method_effects(table, "mae_s", against="model", level_name="tr_s")
+    assert back["mean_difference"].tolist() == pytest.approx((-there["mean_difference"]).tolist())
+    assert method_effects(table, "mae_s", against="baseline_nobody", level_name="tr_s").empty
+
+
+def test_a_method_without_a_prediction_is_undefined_there_and_nowhere_else():
+    def sometimes(seen):
+        return None if seen[0] == 3 and seen[1] > 0.8 else seen[1]
+
+    table = noisy_study(predict={"model": sometimes, "baseline_osvd": lambda seen: seen[1] + 1})
+    undefined = table["mae_s"].isna()
+    assert (table.loc[undefined, "method"] == "model").all() and (table.loc[undefined, "tr_s"] == 3).all()
+    effects = method_effects(table, "mae_s", level_name="tr_s")
+    assert effects.loc[effects["tr_s"] == 3, "n"].tolist() == [4, 4]
+    assert (effects["mean_difference"] == -1).all()
+
+
+def test_who_does_not_reach_the_finest_level_is_compared_with_nobody_and_the_others_stay_paired():
+    table = noisy_study(n=3)
+    table = table[(table["participant_id"] != "sub-2") | (table["tr_s"] > 1)]
+    effects = level_effects(table, "mae_s", level_name="tr_s").query("method == 'model' and snr == 20")
+    assert effects["n"].tolist() == [2, 2]
+    assert effects["mean_difference"].tolist() == pytest.approx([0.25, 1.0])
+
+
+def test_a_facet_whose_subjects_are_all_coarse_begins_at_its_own_finest_level():
+    table = noisy_study()
+    table = table[(table["snr"] == 20) | (table["tr_s"] > 1)]
+    effects = level_effects(table, "mae_s", level_name="tr_s").query("method == 'model'")
+    assert effects.query("snr == 50")["tr_s"].tolist() == [3.0]
+    assert effects.query("snr == 20")["tr_s"].tolist() == [1.5, 3.0]
+
+
+def test_facets_have_names_for_metrics_and_files():
+    assert facet_name("thickness_mm", "i") == "axis_i" and facet_name("tr_s", 12.5) == "snr12.5"
 
 
 def test_a_subject_undefined_at_one_level_counts_at_none():
@@ -118,7 +207,7 @@ def test_every_level_is_compared_with_the_finest_within_each_subject():
 
 
 def test_axes_are_averaged_within_a_subject_unless_one_is_named():
-    table = study(axes=("i", "k"))
+    table = study(facets=("i", "k"))
     table.loc[table["axis"] == "i", "dice"] += 0.1
-    both, one = resolution_scalars(table), resolution_scalars(table, axis="k")
+    both, one = resolution_scalars(table), resolution_scalars(table, at="k")
     assert both["resolution_auc"] == pytest.approx(one["resolution_auc"] + 0.05)

@@ -1,11 +1,16 @@
 """Patches come from where they say, the same for the same seed, and nothing is kept that grows with the cohort."""
 
+import json
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from reperfuse.errors import InputError
 from reperfuse.training import samples
+from reperfuse.training.predict import predict_volume
 from reperfuse.training.samples import EpochSampler, PatchSamples, Subject, light_augmentation
 
 SHAPE = (12, 10, 8)
@@ -147,3 +152,86 @@ def test_nobody_to_train_on_and_unknown_augmentation_are_refused(cohort):
         PatchSamples([], n_samples=1)
     with pytest.raises(InputError, match="none, light"):
         PatchSamples(cohort, n_samples=1, augment="heavy")
+
+
+# ---- groups of channels and several targets -------------------------------------------------------------------------
+GROUPS = {"signal": [0, 3], "aif": [3, 5], "maps": [5, 6]}
+
+
+@pytest.fixture
+def grouped(tmp_path):
+    """A half-precision image whose channel c holds c plus less than one, three groups, two targets."""
+    subject = make_subject(tmp_path, "grouped")
+    rng = np.random.default_rng(0)
+    image = np.arange(6)[:, None, None, None] + 0.9 * rng.random((6, *SHAPE))
+    np.save(subject.folder / "image.npy", image.astype(np.float16))
+    np.save(subject.folder / "target.npy", np.stack([np.full(SHAPE, 7.0), np.full(SHAPE, 8.0)]).astype(np.float32))
+    described = {"inputs": GROUPS, "targets": ["tmax", "cbv"]}
+    (subject.folder / "subject.json").write_text(json.dumps(described), encoding="utf-8")
+    return subject
+
+
+@pytest.mark.parametrize(
+    ("inputs", "channels"),
+    [
+        ((), [0, 1, 2, 3, 4, 5]),
+        (("signal",), [0, 1, 2]),
+        (("aif", "maps"), [3, 4, 5]),
+        (("maps", "signal"), [5, 0, 1, 2]),
+        (("signal", "maps", "aif"), [0, 1, 2, 5, 3, 4]),
+    ],
+)
+def test_groups_come_in_the_order_they_are_asked_for(grouped, inputs, channels):
+    image, _, _ = replace(grouped, inputs=inputs).load()
+    assert np.floor(image).max(axis=(1, 2, 3)).tolist() == channels
+
+
+@pytest.mark.parametrize("inputs", [(), ("aif",), ("signal", "aif"), ("signal", "aif", "maps")])
+def test_groups_that_are_neighbours_in_the_file_are_mapped_not_loaded(grouped, inputs):
+    assert all(isinstance(array, np.memmap) for array in replace(grouped, inputs=inputs).load())
+
+
+def test_a_patch_of_groups_is_cut_from_them_alone(grouped):
+    chosen = replace(grouped, inputs=("maps", "signal"))
+    assert all(isinstance(part, np.memmap) for part in chosen.parts()[0])
+    patch = PatchSamples([chosen], n_samples=1, patch_size=(4, 3, 2), seed=3)[0]["image"]
+    whole = PatchSamples([grouped], n_samples=1, patch_size=(4, 3, 2), seed=3)[0]["image"]
+    assert torch.equal(patch, whole[[5, 0, 1, 2]])
+
+
+@pytest.mark.parametrize(("target", "value"), [(None, 7), ("tmax", 7), ("cbv", 8)])
+def test_the_target_asked_for_is_learned_or_else_the_first(grouped, target, value):
+    _, truth, _ = replace(grouped, target=target).load()
+    assert truth.shape == (1, *SHAPE) and (truth == value).all()
+
+
+@pytest.mark.parametrize(
+    ("asked", "parameter"),
+    [({"inputs": ("matched",)}, "perfusion.preprocess.inputs"), ({"target": "mtt"}, "perfusion.preprocess.targets")],
+)
+def test_what_was_not_processed_is_refused_with_the_remedy(grouped, asked, parameter):
+    with pytest.raises(InputError, match=rf"signal, aif, maps.*{parameter}|tmax, cbv.*{parameter}"):
+        replace(grouped, **asked).load()
+    (grouped.folder / "subject.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(InputError, match=rf"names none.*{parameter}"):
+        replace(grouped, **asked).load()
+
+
+@pytest.mark.parametrize("patch_size", [None, (4, 4, 4)])
+def test_half_precision_images_become_single_before_anything_is_computed_from_them(grouped, patch_size):
+    image = np.load(grouped.folder / "image.npy")
+    np.save(grouped.folder / "image.npy", image * np.float16(8000))  # its variance does not fit half precision
+    sample = PatchSamples([grouped], n_samples=1, patch_size=patch_size, augment="light")[0]["image"]
+    assert sample.dtype == torch.float32 and torch.isfinite(sample).all()
+
+
+def test_a_network_predicts_from_a_half_precision_image_in_single_precision(grouped):
+    seen = []
+
+    class Witness(nn.Module):
+        def forward(self, image):
+            seen.append(image.dtype)
+            return image[:, :1]
+
+    answer = predict_volume(Witness(), grouped.load()[0])
+    assert seen == [torch.float32] and answer.dtype == np.float32

@@ -7,26 +7,33 @@ import threading
 import time
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from reperfuse.errors import InputError
 from reperfuse.files import read_json
 from reperfuse.training import tune as room
 from reperfuse.training.module import TrainingDiverged
-from reperfuse.training.tune import tune
+from reperfuse.training.tune import best_of, tune
 
 SPACE = {"x": {"low": -2.0, "high": 2.0}, "width": {"low": 4, "high": 16, "step": 4}, "loss": {"choices": ["a", "b"]}}
 GRID = {"x": {"choices": [-1.0, 0.0, 1.0]}, "loss": {"choices": ["a", "b"]}}
 
 
 def score(overrides, fold, state_dir=None, n_subjects=3):
-    """Best at x = 0 with loss b; every subject has a level of its own."""
+    """Best at x = 0 with loss b; every subject has a level of its own. `away` is another metric that just tells x."""
     value = -abs(overrides["x"]) + (overrides["loss"] == "b")
-    return [value + 0.1 * fold + 0.01 * subject for subject in range(n_subjects)]
+    scores = [value + 0.1 * fold + 0.01 * subject for subject in range(n_subjects)]
+    return [{"dice": dice, "away": abs(overrides["x"])} for dice in scores]
+
+
+def mean_dice(*folds):
+    return np.mean([of_subject["dice"] for scores in folds for of_subject in scores])
 
 
 def search(state_dir, objective=score, **options):
-    return tune(objective, **{"space": SPACE, "n_trials": 5, "n_folds": 2, "state_dir": state_dir, **options})
+    chosen = {"metric": "dice", "space": SPACE, "n_trials": 5, "n_folds": 2, "state_dir": state_dir}
+    return tune(objective, **(chosen | options))
 
 
 def values(summary):
@@ -37,7 +44,7 @@ def test_the_grid_tries_every_combination_once_and_names_the_best(tmp_path):
     summary = search(tmp_path, space=GRID, sampler="grid", n_trials=None, prune=False)
     assert [(x, loss) for x, loss, _ in values(summary)] == [(x, loss) for x in (-1.0, 0.0, 1.0) for loss in "ab"]
     assert summary.best_overrides == {"x": 0.0, "loss": "b"} and summary.best_number == 3
-    assert summary.best_value == pytest.approx(np.mean([score({"x": 0, "loss": "b"}, fold) for fold in (0, 1)]))
+    assert summary.best_value == pytest.approx(mean_dice(*[score({"x": 0, "loss": "b"}, fold) for fold in (0, 1)]))
     assert summary.best_fold_scores == [score({"x": 0, "loss": "b"}, fold) for fold in (0, 1)]
 
 
@@ -194,7 +201,7 @@ def test_a_clearly_worse_trial_is_pruned_and_never_the_best(tmp_path):
     summary = search(tmp_path, objective, space=space, sampler="grid", n_trials=None, n_folds=3)
     assert folds == [(0.0, 0), (0.0, 1), (0.0, 2), (1.0, 0)]
     assert summary.trials["state"].tolist() == ["complete", "pruned"] and summary.best_overrides["x"] == 0
-    assert summary.trials["value"][1] == pytest.approx(np.mean(score({"x": 1, "loss": "b"}, 0, n_subjects=6)))
+    assert summary.trials["value"][1] == pytest.approx(mean_dice(score({"x": 1, "loss": "b"}, 0, n_subjects=6)))
 
 
 def test_without_pruning_every_fold_is_computed(tmp_path):
@@ -219,9 +226,41 @@ def test_a_diverging_trial_fails_alone(tmp_path):
 
 def test_undefined_scores_are_left_out_and_kept_as_null(tmp_path):
     space = {"x": {"choices": [0.0]}, "loss": {"choices": ["b"]}}
-    summary = search(tmp_path, lambda *_: [float("nan"), 0.5], space=space, sampler="grid", n_trials=None)
-    assert summary.best_value == 0.5
-    assert [read_json(path) for path in tmp_path.glob("trials/*/fold-0.json")] == [[None, 0.5]]
+    scores = [{"dice": float("nan"), "hd95_mm": 3.0}, {"dice": 0.5, "hd95_mm": None}]
+    summary = search(tmp_path, lambda *_: scores, space=space, sampler="grid", n_trials=None)
+    assert summary.best_value == 0.5 and summary.trials["hd95_mm"].tolist() == [3.0]
+    kept = [read_json(path) for path in tmp_path.glob("trials/*/fold-0.json")]
+    assert kept == [[{"dice": None, "hd95_mm": 3.0}, {"dice": 0.5, "hd95_mm": None}]]
+
+
+def test_the_named_metric_decides_and_the_others_stand_beside_it(tmp_path):
+    options = {"space": GRID, "sampler": "grid", "n_trials": None, "prune": False}
+    by_dice = search(tmp_path / "dice", **options)
+    away = search(tmp_path / "away", metric="away", **options)
+    assert by_dice.trials["away"].tolist() == [1.0, 1.0, 0.0, 0.0, 1.0, 1.0] == away.trials["value"].tolist()
+    assert by_dice.best_overrides["x"] == 0 and abs(away.best_overrides["x"]) == 1
+    assert away.trials["dice"].tolist() == pytest.approx(by_dice.trials["value"].tolist())
+    assert by_dice.trials.columns.tolist()[:4] == ["number", "state", "value", "away"]
+
+
+def test_a_metric_that_the_objective_does_not_give_is_refused(tmp_path):
+    with pytest.raises(InputError, match="'ssim'"):
+        search(tmp_path, metric="ssim")
+
+
+def test_other_metrics_are_the_same_after_an_interruption(tmp_path):
+    with pytest.raises(Stop):
+        search(tmp_path / "broken", stopping_at(6, []))
+    resumed, whole = (search(tmp_path / name).trials.drop(columns=["continues", "seconds"]) for name in ("broken", "w"))
+    pd.testing.assert_frame_equal(resumed.drop(columns="number"), whole.drop(columns="number"))
+
+
+def test_the_records_have_the_values_that_a_table_cannot_hold(tmp_path):
+    space = {"x": {"choices": [0.0]}, "loss": {"choices": ["b"]}, "widths": {"choices": [None, [4, 8]]}}
+    summary = search(tmp_path, space=space, sampler="grid", n_trials=None, prune=False)
+    assert [trial.overrides["widths"] for trial in summary.records] == [None, [4, 8]]
+    assert [trial.value for trial in summary.records] == summary.trials["value"].tolist()
+    assert best_of(summary.records, "maximize").number == 0
 
 
 def test_a_search_in_which_nothing_succeeds_says_why(tmp_path):
@@ -243,7 +282,7 @@ def test_more_trials_may_be_asked_for_later_but_not_another_space(tmp_path):
     short = search(tmp_path / "a", n_trials=2)
     longer = search(tmp_path / "a", n_trials=5)
     assert values(longer)[:2] == values(short) and values(longer) == values(search(tmp_path / "b"))
-    with pytest.raises(InputError, match="another space, folds or direction"):
+    with pytest.raises(InputError, match="another space, folds, metric or direction"):
         search(tmp_path / "a", n_folds=3)
 
 
@@ -254,23 +293,9 @@ def test_joining_needs_a_search_to_join(tmp_path):
     assert len(search(tmp_path / "a", n_trials=2, join=True).trials) == 2
 
 
-@pytest.mark.parametrize(
-    ("spec", "sentence"),
-    [
-        ({"low": 1}, r"tune.space.rate: write"),
-        ({"low": 1, "high": 2, "steps": 1}, r"tune.space.rate: write"),
-        ({"low": 2, "high": 1}, r"tune.space.rate: .*"),
-        ({"low": 0, "high": 1, "log": True}, r"tune.space.rate: .*"),
-        ({"low": "a", "high": 1}, r"tune.space.rate: 'a' is not a number"),
-        ({"low": 0.1, "high": 1.0, "log": "yes"}, r"tune.space.rate: log must be true or false"),
-        ({"choices": []}, r"tune.space.rate: choices must be a list"),
-        ({"choices": "adam"}, r"tune.space.rate: choices must be a list"),
-        (3, r"tune.space.rate: write"),
-    ],
-)
-def test_a_bad_space_names_its_key(tmp_path, spec, sentence):
-    with pytest.raises(InputError, match=sentence):
-        search(tmp_path, space={"rate": spec})
+def test_a_bad_space_leaves_nothing_behind(tmp_path):
+    with pytest.raises(InputError, match=r"tune.space.rate: write"):
+        search(tmp_path, space={"rate": 3})
     assert not any(tmp_path.iterdir())
 
 

@@ -117,8 +117,21 @@ def test_dvc_yaml_has_every_stage_of_every_arm_in_the_order_of_the_design() -> N
 @pytest.mark.parametrize("stage", [f"{arm}-{verb}" for arm in ARMS for verb in STAGES])
 def test_a_stage_depends_on_exactly_the_rooms_it_imports(stage: str) -> None:
     arm, _, verb = stage.partition("-")
-    declared = {path for path in pipeline()[stage]["deps"] if path.startswith("src/")}
+    declared = {path for path in pipeline()[stage]["deps"] if path.startswith("src/") and path.endswith(".py")}
     assert declared == room_files(arm, verb)
+
+
+@pytest.mark.parametrize("stage", [f"perfusion-{verb}" for verb in STAGES])
+def test_a_stage_that_may_take_the_shipped_weights_depends_on_them(stage: str) -> None:
+    reads_networks = "src/reperfuse/networks/__init__.py" in pipeline()[stage]["deps"]
+    assert ("src/reperfuse/networks/learned" in pipeline()[stage]["deps"]) == reads_networks
+
+
+def test_the_recipe_of_the_shipped_network_depends_on_exactly_the_rooms_it_imports() -> None:
+    recipe = yaml.safe_load((ROOT / "experiments" / "learned" / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+    assert recipe["pretrain"]["cmd"].startswith("python -m reperfuse pretrain")
+    declared = {path for path in recipe["pretrain"]["deps"] if path.endswith(".py")}
+    assert declared == room_files("pretrain", "pretrain")
 
 
 @pytest.mark.parametrize("stage", [f"{arm}-{verb}" for arm in ARMS for verb in STAGES])

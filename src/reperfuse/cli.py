@@ -144,6 +144,37 @@ def report(arm: ArmArgument) -> None:
     _stages(arm).report(load_params())
 
 
+# ---- studies beside the pipeline ------------------------------------------------------------------------------------
+@app.command()
+def experiment(
+    name: Annotated[
+        str | None, typer.Argument(help="a preset, experiments/NAME.yaml; left out: list them", show_default=False)
+    ] = None,
+    small: Annotated[
+        bool, typer.Option("--small", help="the same study sized for a CPU: fewer folds and epochs")
+    ] = False,
+) -> None:
+    """Run a published study or an open question on your data, beside the workspace: experiments/results/NAME/.
+
+    It is a DVC experiment (`dvc exp run --temp`): params.yaml and the workspace stay as they are. All trials and the
+    baselines come in one table. Started again after a stop, it goes on where it was.
+    """
+    from reperfuse.stages.experiment import experiment as run
+
+    run(name, small=small)
+
+
+@app.command()
+def pretrain(
+    out: Annotated[Path, typer.Option(help="folder for model.safetensors and model.json")] = Path("build/learned"),
+    small: Annotated[bool, typer.Option("--small", help="a short training, for trying the recipe")] = False,
+) -> None:
+    """Train the network behind `maps --method learned` anew, on the reference object alone."""
+    from reperfuse.stages.pretrain import pretrain as run
+
+    run(out, small=small)
+
+
 # ---- on one examination ---------------------------------------------------------------------------------------------
 @app.command()
 def maps(
@@ -153,7 +184,11 @@ def maps(
     out: Annotated[Path, typer.Option(help="folder for maps, aif.csv, summary.json, qc.png", show_default=False)],
     method: Annotated[
         str | None,
-        typer.Option(help="osvd, csvd, ssvd or tikhonov; left out: perfusion.maps.method", show_default=False),
+        typer.Option(
+            help="osvd, csvd, ssvd or tikhonov (deconvolution); learned (the network that comes with the package); "
+            "champion; a model of the perfusion arm (models:/…, runs:/…, a folder). Left out: perfusion.maps.method",
+            show_default=False,
+        ),
     ] = None,
     te: Annotated[float | None, typer.Option(help="echo time [s], over what headers say", show_default=False)] = None,
     tr: Annotated[

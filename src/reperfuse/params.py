@@ -38,6 +38,12 @@ class Folds(Section):
     group_by: Literal["participant_id", "centre"] = Field(
         "participant_id", description="what may not be on two sides; `centre` is the stricter test of transfer"
     )
+    holdout_count: int | None = Field(
+        None,
+        ge=1,
+        description="exactly so many groups held out, the first by hash, in place of a share; null goes by the share. "
+        "For closed cohorts: a subject that joins may take another one's place",
+    )
 
 
 class Tune(Section):
@@ -54,6 +60,11 @@ class Tune(Section):
         default_factory=dict,
         description="a field of `train`, or `network_kwargs.NAME`, to {low, high, log, step} or {choices}",
     )
+    rivals: str | None = Field(
+        None,
+        description="a name in `space`, such as `network`: the best trial of each of its choices is trained too, and "
+        "shown beside the model on the hold-out; null trains the best trial alone",
+    )
 
 
 class Train(Section):
@@ -61,9 +72,20 @@ class Train(Section):
 
     network: str = Field(description="a name in reperfuse.networks.NETWORKS")
     network_kwargs: dict[str, Any] = Field(default_factory=dict, description="arguments of the network")
+    inputs: tuple[str, ...] = Field(
+        (), description="groups of the processed channels that the network takes, in this order; none is its own choice"
+    )
+    target: str | None = Field(None, description="which of the processed targets is learned; null is the first")
+    init_from: str | None = Field(
+        None,
+        description="weights to start from, as far as names and shapes fit: `learned` (those that ship with the "
+        "package), a registered model (models:/…) or a folder; null starts anew",
+    )
     loss: str = Field(description="a name in reperfuse.training.losses.LOSSES")
     epochs: int = Field(ge=1, description="passes of `steps_per_epoch` steps")
-    steps_per_epoch: int = Field(ge=1, description="optimiser steps in an epoch")
+    steps_per_epoch: int | None = Field(
+        ge=1, description="optimiser steps in an epoch; null is one pass over the training subjects"
+    )
     batch_size: int = Field(ge=1, description="patches in a step")
     patch_size: tuple[int, int, int] | None = Field(
         description="voxels (i, j, k) of a training patch; null is the whole volume"
@@ -154,16 +176,16 @@ class LesionTrain(Train):
     network: str = "unet3d"
     network_kwargs: dict[str, Any] = {"widths": [12, 24, 48, 96]}
     loss: str = "dice_bce"
-    epochs: int = 14
-    steps_per_epoch: int = 25
-    batch_size: int = 2
+    epochs: int = Field(14, ge=1)
+    steps_per_epoch: int | None = Field(25, ge=1)
+    batch_size: int = Field(2, ge=1)
     patch_size: tuple[int, int, int] | None = (48, 48, 48)
-    foreground_fraction: float = 0.7
+    foreground_fraction: float = Field(0.7, ge=0, le=1)
     augment: Literal["none", "light"] = "light"
     optimiser: Literal["adam", "adamw"] = "adamw"
     schedule: Literal["constant", "cosine", "polynomial"] = "cosine"
-    learning_rate: float = 5e-3
-    weight_decay: float = 1e-4
+    learning_rate: float = Field(5e-3, gt=0)
+    weight_decay: float = Field(1e-4, ge=0)
 
 
 class LesionParams(Section):
@@ -207,6 +229,17 @@ class PerfusionPreprocess(Section):
         description="shift time so that the bolus arrives at `bolus_frame`: the network sees no AIF to tell when",
     )
     bolus_frame: int = Field(12, ge=1, description="frame of arrival after alignment")
+    inputs: tuple[Literal["signal", "aif", "vof", "maps", "matched"], ...] = Field(
+        ("signal", "matched"),
+        min_length=1,
+        description="groups of channels written for networks: `signal` (frames, 0-1), `aif` and `vof` (artery and "
+        "vein, the same in each voxel), `maps` (oSVD), `matched` (matched filters of curve and AIF, any TR)",
+    )
+    targets: tuple[Literal["tmax", "cbf", "cbv", "mtt", "ttp"], ...] = Field(
+        ("tmax",),
+        min_length=1,
+        description="what networks may learn: `tmax` is the reference map, the others are oSVD's of the same series",
+    )
 
 
 class PerfusionEvaluate(Evaluate):
@@ -219,34 +252,43 @@ class PerfusionResolution(Section):
     """Score against temporal resolution."""
 
     tr_s: tuple[float, ...] = Field(
-        (1.5, 3.0, 4.5), min_length=2, description="repetition time the series is thinned to [s]"
+        (1.0, 1.5, 2.0, 2.5, 3.0),
+        min_length=2,
+        description="repetition time the series is thinned to [s]; finer ones than a patient's own are left out",
+    )
+    snr: tuple[float, ...] = Field(
+        (50.0, 20.0),
+        min_length=1,
+        description="S0/σ that noise is added to reach; a series that is noisier than that is left out",
     )
 
 
 class PerfusionTrain(Train):
     """The final training of the perfusion arm."""
 
-    network: str = "tmax_2layer"
-    network_kwargs: dict[str, Any] = {"output_bias": 3.0}
+    network: str = "tmax_matched"
+    init_from: str | None = "learned"
     loss: str = "mse"
-    epochs: int = 25
-    steps_per_epoch: int = 20
-    batch_size: int = 4
+    epochs: int = Field(25, ge=1)
+    steps_per_epoch: int | None = Field(20, ge=1)
+    batch_size: int = Field(4, ge=1)
     patch_size: tuple[int, int, int] | None = (32, 32, 8)
-    foreground_fraction: float = 0.0
+    foreground_fraction: float = Field(0.0, ge=0, le=1)
     augment: Literal["none", "light"] = "none"
     optimiser: Literal["adam", "adamw"] = "adam"
     schedule: Literal["constant", "cosine", "polynomial"] = "cosine"
-    learning_rate: float = 1e-2
+    learning_rate: float = Field(1e-2, gt=0)
     precision: Literal["auto", "32", "bf16-mixed"] = "32"
-    weight_decay: float = 0.0
+    weight_decay: float = Field(0.0, ge=0)
 
 
 class PerfusionMaps(Section):
     """`reperfuse maps`: physics and clinical rules; outside the pipeline, so a change makes no stage stale."""
 
-    method: Literal["osvd", "csvd", "ssvd", "tikhonov"] = Field(
-        "osvd", description="of deconvolution, when the command line names none"
+    method: str = Field(
+        "osvd",
+        description="when the command line names none: osvd, csvd, ssvd or tikhonov (deconvolution), learned (the "
+        "network that ships with the package), champion, or any model of the perfusion arm (models:/…, a folder)",
     )
     motion_correction: bool = Field(True, description="realign the frames where that helps; they are left alone else")
     leakage_correction: bool = Field(False, description="Boxerman–Schmainda–Weisskoff, for CBV (and MTT) only")
@@ -289,7 +331,11 @@ class PerfusionParams(Section):
     preprocess: PerfusionPreprocess = PerfusionPreprocess()
     folds: Folds = Folds()
     tune: Tune = Tune(
-        space={"learning_rate": {"low": 3e-3, "high": 5e-2, "log": True}, "loss": {"choices": ["mse", "huber"]}}
+        space={
+            "learning_rate": {"low": 3e-3, "high": 5e-2, "log": True},
+            "loss": {"choices": ["mse", "huber"]},
+            "network": {"choices": ["tmax_matched", "tmax_2layer"]},
+        }
     )
     train: PerfusionTrain = PerfusionTrain()
     evaluate: PerfusionEvaluate = PerfusionEvaluate()
@@ -337,10 +383,11 @@ def load_params(path: Path | str = "params.yaml") -> Params:
     try:
         return Params.model_validate(content)
     except ValidationError as error:
-        raise InputError(f"{path}: {_sentence(error.errors()[0])}") from error
+        raise InputError(f"{path}: {sentence_of(error.errors()[0])}") from error
 
 
-def _sentence(problem: Any) -> str:
+def sentence_of(problem: Any) -> str:
+    """One sentence for one of the errors of a `ValidationError`: the key, what is wrong, the nearest known key."""
     key = ".".join(str(part) for part in problem["loc"])
     if problem["type"] != "extra_forbidden":
         return f"{key} = {problem['input']!r} is not possible ({problem['msg'].lower()}); see params.py."

@@ -49,6 +49,31 @@ def side_of(ids: Iterable[str], *, salt: str, holdout_fraction: float) -> list[s
     return ["holdout" if _hash(salt, name) / 2**64 < holdout_fraction else "train" for name in ids]
 
 
+def first_by_hash(ids: Iterable[str], *, salt: str, count: int) -> list[str]:
+    """`"holdout"` for the `count` ids of the smallest salted hash, `"train"` for the others.
+
+    The order of `ids` does not matter, and a larger count only ever adds to the hold-out. Unlike with `side_of`, an id
+    that joins with a smaller hash takes another one's place: for cohorts that are closed.
+
+    Parameters
+    ----------
+    ids
+        Subjects, or centres when whole centres are held out.
+    salt
+        Fixes the draw. Choose it before a study starts.
+    count
+        How many ids are held out, of those there are.
+
+    Examples
+    --------
+    >>> first_by_hash(["sub-01", "sub-02", "sub-03"], salt="s", count=1).count("holdout")
+    1
+    """
+    names = list(ids)
+    held_out = set(sorted(names, key=lambda name: (_hash(salt, name), name))[:count])
+    return ["holdout" if name in held_out else "train" for name in names]
+
+
 def folds_table(
     cohort: pd.DataFrame,
     *,
@@ -56,21 +81,25 @@ def folds_table(
     holdout_fraction: float,
     salt: str,
     group_by: Literal["participant_id", "centre"] = "participant_id",
+    holdout_count: int | None = None,
 ) -> pd.DataFrame:
     """One row per subject: `participant_id`, `side` (train | holdout), `fold` (0 … n_folds − 1), `centre`.
 
     The side comes from `side_of` on the group (the subject, or its centre) and never changes when others
-    join. The fold of the training groups is dealt instead of hashed, because with a dozen subjects a hash
-    leaves folds unbalanced or empty: in order of lesion-volume tercile (when there is a column
-    `lesion_volume_ml`) and of hash within it, each group goes to the fold with the fewest subjects so far.
-    A new subject can therefore change *folds*, which only rank trials, but never *sides*, which carry the
-    reported figure. Centres are dealt largest first. `fold` is missing (`<NA>`) in the hold-out.
+    join; with `holdout_count` it comes from `first_by_hash`, and may. The fold of the training groups is
+    dealt instead of hashed, because with a dozen subjects a hash leaves folds unbalanced or empty: in order
+    of lesion-volume tercile (when there is a column `lesion_volume_ml`) and of hash within it, each group
+    goes to the fold with the fewest subjects so far. A new subject can therefore change *folds*, which only
+    rank trials, but never *sides*, which carry the reported figure. Centres are dealt largest first. `fold`
+    is missing (`<NA>`) in the hold-out.
 
     Parameters
     ----------
     cohort
         Columns `participant_id` and, where known, `centre` and `lesion_volume_ml` [mL]; several rows of a
         subject (sessions) count as one subject with the sum of their volumes.
+    holdout_count
+        Exactly so many groups are held out, and `holdout_fraction` is not used.
 
     Raises
     ------
@@ -97,9 +126,20 @@ def folds_table(
         )
     unit = "subjects" if group_by == "participant_id" else "centres"
     groups = sorted(subjects[group_by].unique())
-    side = dict(zip(groups, side_of(groups, salt=salt, holdout_fraction=holdout_fraction), strict=True))
+    if holdout_count is None:
+        sides = side_of(groups, salt=salt, holdout_fraction=holdout_fraction)
+    elif holdout_count < 1:
+        raise InputError(f"folds.holdout_count is {holdout_count}: hold out at least 1, or set it to null.")
+    else:
+        sides = first_by_hash(groups, salt=salt, count=holdout_count)
+    side = dict(zip(groups, sides, strict=True))
     subjects["side"] = subjects[group_by].map(side)
     train = [group for group in groups if side[group] == "train"]
+    if holdout_count is not None and len(train) < n_folds:
+        raise InputError(
+            f"With folds.holdout_count = {holdout_count}, {len(train)} of {len(groups)} {unit} are left for training, "
+            f"which cannot fill {n_folds} folds: lower it or folds.n_folds, or bring more {unit}."
+        )
     for name, count in (("held out", len(groups) - len(train)), ("for training", len(train))):
         if count == 0:
             raise InputError(

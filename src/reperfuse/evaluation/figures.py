@@ -8,6 +8,7 @@ look at them: the patient's right on the left side of the picture.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -35,6 +36,7 @@ from reperfuse.evaluation.drawing import (
     sides,
 )
 from reperfuse.evaluation.metrics import METRICS, TMAX_THRESHOLD_S
+from reperfuse.evaluation.resolution import FACETS
 from reperfuse.evaluation.summary import MODEL, bootstrap_interval
 
 TRUTH_COLOUR, PREDICTION_COLOUR = ORANGE, SKY
@@ -47,15 +49,32 @@ METHOD_LABELS = {
     "baseline_threshold": "Intensity threshold",
     "baseline_mean": "Training mean",
     "baseline_ssvd": "Plain SVD",
+    "baseline_osvd": "oSVD",
+    "baseline_learned": "Shipped network",
 }
+
+METHOD_COLOURS = {
+    "baseline_empty": GREY,
+    "baseline_mean": GREY,
+    "baseline_threshold": VERMILION,
+    "baseline_learned": VERMILION,
+    "baseline_osvd": GREEN,
+    "baseline_ssvd": PURPLE,
+}
+"""Colours of the methods that have one of their own; the model's is blue."""
+
+OTHER_COLOURS = (ORANGE, SKY, PURPLE, GREEN, VERMILION, GREY)
+"""What is left of these is for the others, by name."""
 
 
 def method_label(method: str) -> str:
     """A method's name as people read it; an unknown one without its prefix.
 
-    >>> method_label("baseline_ssvd"), method_label("baseline_late_wash")
-    ('Plain SVD', 'Late wash')
+    >>> method_label("baseline_ssvd"), method_label("baseline_late_wash"), method_label("rival_tmax_unet")
+    ('Plain SVD', 'Late wash', 'Rival tmax_unet')
     """
+    if method.startswith("rival_"):  # the rest is a value of the search, which keeps its spelling
+        return f"Rival {method.removeprefix('rival_')}"
     plain = method.removeprefix("baseline_").replace("_", " ")
     return METHOD_LABELS.get(method, plain[:1].upper() + plain[1:])
 
@@ -70,6 +89,15 @@ def metric_label(metric: str) -> str:
     if note is None:
         return metric
     return f"{note.label} [{note.unit}]" if note.unit else note.label
+
+
+def facet_label(level_name: str, value: Any) -> str:
+    """A facet of the resolution study as people read it.
+
+    >>> facet_label("thickness_mm", "k"), facet_label("tr_s", 20.0)
+    ('slices along k', 'SNR 20')
+    """
+    return f"slices along {value}" if FACETS[level_name] == "axis" else f"{FACETS[level_name].upper()} {value:g}"
 
 
 def lesion_overlay(
@@ -221,12 +249,13 @@ def tmax_panels(
     return figure
 
 
-def score_curve(curve: pd.DataFrame, metric: str, *, level_name: str = "thickness_mm", axis: str = "k") -> Figure:
-    """Mean score against degradation with its interval band: the model as a line, baselines dashed.
+def score_curve(curve: pd.DataFrame, metric: str, *, level_name: str = "thickness_mm", at: Any = "k") -> Figure:
+    """Mean score against degradation in one facet, each with its interval band: the model as a line, others dashed.
 
-    `curve` is the table of `resolution.curve`.
+    `curve` is the table of `resolution.curve`; all its facets are drawn on the same scale.
     """
-    part = curve[(curve["metric"] == metric) & (curve["axis"] == axis)]
+    everywhere = curve[curve["metric"] == metric]
+    part = everywhere[everywhere[FACETS[level_name]] == at]
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(6.6, 3.7), layout="constrained")
         drawing = figure.subplots()
@@ -234,22 +263,33 @@ def score_curve(curve: pd.DataFrame, metric: str, *, level_name: str = "thicknes
             rows = part[part["method"] == method].sort_values(level_name)
             x = rows[level_name].to_numpy(float)
             drawing.plot(x, rows["mean"], color=colour, linestyle=dashes, marker="o", markersize=4.5, linewidth=1.8)
-            if method == MODEL:
-                drawing.fill_between(x, rows["low"].to_numpy(float), rows["high"].to_numpy(float), color=colour,
-                                     alpha=0.18, linewidth=0)  # fmt: skip
+            drawing.fill_between(x, rows["low"].to_numpy(float), rows["high"].to_numpy(float), color=colour,
+                                 alpha=0.18 if method == MODEL else 0.09, linewidth=0)  # fmt: skip
+        _score_limits(drawing, metric)
+        note, highest = METRICS.get(metric), everywhere[["mean", "high"]].to_numpy(float, na_value=0).max(initial=0)
+        if note is not None and note.better == "lower" and highest > 0:
+            drawing.set_ylim(0, 1.06 * highest)
         _direct_labels(drawing, part, level_name)
         levels = sorted(part[level_name].unique())
         drawing.xaxis.set_major_locator(FixedLocator(levels))
         drawing.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         drawing.set_xlabel(LEVEL_LABELS.get(level_name, level_name))
         drawing.set_ylabel(f"Mean {metric_label(metric)}")
-        _score_limits(drawing, metric)
-        n = int(part["n"].max()) if len(part) else 0
-        drawing.set_title(f"band: 95 % interval of the model's mean, n = {n}", loc="left", fontweight="normal")
-    model = part[part["method"] == MODEL].sort_values(level_name)
-    said = ", ".join(f"{row['mean']:.2f} at {row[level_name]:g}" for row in model.to_dict("records"))
+        counts = sorted({int(n) for n in part.loc[part["n"] > 0, "n"]})
+        n = " to ".join(f"{count}" for count in dict.fromkeys((counts[0], counts[-1]))) if counts else "0"
+        title = f"{facet_label(level_name, at)}; bands: 95 % interval of each mean, n = {n}"
+        drawing.set_title(title, loc="left", fontweight="normal")
+    said = "; ".join(
+        f"{method_label(method)} "
+        + ", ".join(
+            f"{row['mean']:.2f} at {row[level_name]:g}"
+            for row in part[part["method"] == method].sort_values(level_name).to_dict("records")
+        )
+        for method in _method_styles(part["method"])
+    )
     figure.set_label(
-        f"Mean {metric_label(metric)} of the model against {LEVEL_LABELS.get(level_name, level_name)}: {said}."
+        f"Mean {metric_label(metric)} against {LEVEL_LABELS.get(level_name, level_name)}, "
+        f"{facet_label(level_name, at)}: {said}."
     )
     return figure
 
@@ -397,9 +437,11 @@ def volume_histogram(
 
 def _method_styles(methods: Iterable[str]) -> dict[str, tuple[str, str]]:
     """Colour and line of each method, the model first; the same methods look the same in every figure."""
-    colours = (VERMILION, GREEN, PURPLE, ORANGE, GREY)
-    others = sorted(set(methods) - {MODEL})
-    styles = {method: (colours[place % len(colours)], "--") for place, method in enumerate(others)}
+    present = sorted(set(methods) - {MODEL})
+    free = [colour for colour in OTHER_COLOURS if colour not in {METHOD_COLOURS.get(method) for method in present}]
+    strangers = [method for method in present if method not in METHOD_COLOURS]
+    colours = METHOD_COLOURS | {method: free[place % len(free)] for place, method in enumerate(strangers)}
+    styles = {method: (colours[method], "--") for method in present}
     return {MODEL: (BLUE, "-")} | styles if MODEL in set(methods) else styles
 
 

@@ -49,6 +49,9 @@ METRICS: dict[str, MetricNote] = {
     "volume_difference_ml": MetricNote(
         "Volume difference", "mL", "zero", "Predicted minus true volume: positive means too much was marked."
     ),
+    "volume_error_ml": MetricNote(
+        "Volume error", "mL", "lower", "How far the volume is off, in either direction: the size of the difference."
+    ),
     "lesion_count_difference": MetricNote(
         "Lesion count difference", "", "lower", "How far the number of separate lesions is off."
     ),
@@ -76,10 +79,18 @@ METRICS: dict[str, MetricNote] = {
     "mae_s": MetricNote("MAE", "s", "lower", "Mean absolute error of Tmax in the brain."),
     "rmse_s": MetricNote("RMSE", "s", "lower", "Root of the mean squared error: large errors weigh more."),
     "mse_s2": MetricNote("MSE", "s²", "lower", "Mean squared error of Tmax in the brain."),
+    "mae": MetricNote("MAE", "", "lower", "Mean absolute error in the brain, in the map's own unit."),
+    "rmse": MetricNote("RMSE", "", "lower", "Root of the mean squared error, in the map's own unit."),
     "bias_s": MetricNote("Bias", "s", "zero", "Mean of prediction minus reference: positive means too late."),
     "pearson_r": MetricNote("Pearson r", "", "higher", "How well the map orders and scales with the reference."),
     "ccc": MetricNote(
         "CCC", "", "higher", "Agreement with the reference, offset and scale included (Lin): 1 is identity."
+    ),
+    "sensitivity": MetricNote(
+        "Sensitivity", "", "higher", "Share of the truly late tissue (Tmax above the threshold) that is called late."
+    ),
+    "specificity": MetricNote(
+        "Specificity", "", "higher", "Share of the tissue that is truly not late that is called so."
     ),
     "ssim": MetricNote("SSIM", "", "higher", "Local structural similarity of the two maps: 1 is identical."),
 }
@@ -248,8 +259,10 @@ def tmax_scores(
     With e = prediction − reference over the voxels of `mask`: ``mae_s`` = mean|e|, ``mse_s2`` = mean e²,
     ``rmse_s`` its root, ``bias_s`` = mean e. ``pearson_r`` is ``None`` when either map is constant; ``ccc`` is Lin's
     2·cov / (var + var + (difference of means)²) with population moments, ``None`` when both maps are one and the same
-    constant. ``dice`` and ``volume_difference_ml`` (signed, prediction − reference) compare Tmax > `threshold_s`;
-    neither map above it: dice 1. ``ssim`` see `structural_similarity`.
+    constant. ``dice``, ``volume_difference_ml`` (signed, prediction − reference) and ``volume_error_ml``, its size,
+    compare Tmax > `threshold_s`; neither map above it: dice 1. ``sensitivity`` is the share of the voxels above it in
+    the reference that are so in the prediction, ``specificity`` that of the voxels not above it; ``None`` where the
+    reference has no such voxel. ``ssim`` see `structural_similarity`.
 
     Parameters
     ----------
@@ -298,6 +311,8 @@ def tmax_scores(
     covariance = float(np.mean((x - x.mean()) * (y - y.mean())))
     spread = float(x.var() + y.var() + (x.mean() - y.mean()) ** 2)
     late_x, late_y = x > threshold_s, y > threshold_s
+    n_late = int(late_y.sum())
+    volume_difference_ml = (int(late_x.sum()) - n_late) * float(np.prod(spacing)) / 1000
     return {
         "mae_s": float(np.mean(np.abs(error))),
         "rmse_s": float(np.sqrt(mse)),
@@ -306,7 +321,10 @@ def tmax_scores(
         "pearson_r": float(np.clip(covariance / (x.std() * y.std()), -1, 1)) if varies_x and varies_y else None,
         "ccc": 2 * covariance / spread if spread > CONSTANT_S**2 else None,
         "dice": dice(late_x, late_y),
-        "volume_difference_ml": (int(late_x.sum()) - int(late_y.sum())) * float(np.prod(spacing)) / 1000,
+        "volume_difference_ml": volume_difference_ml,
+        "volume_error_ml": abs(volume_difference_ml),
+        "sensitivity": float(late_x[late_y].mean()) if n_late else None,
+        "specificity": float((~late_x[~late_y]).mean()) if n_late < late_y.size else None,
         "ssim": structural_similarity(ours, theirs, inside, data_range=SSIM_RANGE_S),
     }
 

@@ -82,11 +82,12 @@ MAP_STYLES = {
     "ttp": MapStyle("TTP", "s", "viridis"),
     "delay": MapStyle("Delay", "s", "viridis", -2.0, 10.0),
     "rttp": MapStyle("Relative TTP", "s", "viridis", 0.0, 10.0),
-    "delay_sd": MapStyle("Delay SD", "s", "cividis", 0.0),
+    "tmax_sd": MapStyle("Tmax SD", "s", "cividis", 0.0, 3.0),
+    "delay_sd": MapStyle("Delay SD", "s", "cividis", 0.0, 3.0),
     "baseline": MapStyle("Baseline", "scanner units", "gray", 0.0),
 }
 """Flow and volume from black to bright, times from blue to yellow: lightness rises evenly with the value in both. The
-scales of Tmax and delay are the same for every patient."""
+scales of Tmax and delay and of what they may be off by are the same for every patient."""
 
 
 def qc_figure(

@@ -13,7 +13,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from reperfuse.evaluation import resolution as study
-from reperfuse.evaluation.figures import method_label, metric_label
+from reperfuse.evaluation.figures import facet_label, method_label, metric_label
 from reperfuse.evaluation.metrics import METRICS
 from reperfuse.evaluation.summary import MODEL, compare_methods, metric_columns, summarise
 from reperfuse.evaluation.tables import (
@@ -43,6 +43,7 @@ ARMS: dict[str, dict[str, Any]] = {
         "question": "Where is the stroke lesion? A network marks it on a T1-weighted scan; drawn masks are the truth.",
         "headline": ("dice", "lesion_f1_isles22", "hd95_mm", "volume_difference_ml"),
         "level_name": "thickness_mm",
+        "against": "baseline_threshold",
         "coarser": "thicker slices",
         "scope": "Every method is scored on the grid of the true mask.",
         "dice": "Overlap of the predicted and the true lesion mask: 0 is none, 1 is identical.",
@@ -54,7 +55,8 @@ ARMS: dict[str, dict[str, Any]] = {
         ),
         "headline": ("mae_s", "ccc", "dice", "volume_difference_ml"),
         "level_name": "tr_s",
-        "coarser": "sparser sampling in time",
+        "against": "baseline_osvd",
+        "coarser": "sparser sampling in time and noise",
         "scope": (
             "Errors are over all brain voxels; Dice and volume difference compare the tissue with "
             "Tmax\u00a0>\u00a06\u00a0s."
@@ -62,7 +64,8 @@ ARMS: dict[str, dict[str, Any]] = {
         "dice": "Overlap of the tissue with Tmax > 6 s in both maps: 0 is none, 1 is identical.",
     },
 }
-"""The words of each arm; the first headline metric is the one methods are compared on."""
+"""The words of each arm; the first headline metric is the one methods are compared on, `against` the method that the
+resolution study compares the others with."""
 
 CAPTIONS = {
     "cohort": "",
@@ -70,7 +73,7 @@ CAPTIONS = {
     "training": "The final training, on all training subjects.",
     "scores": "Hold-out subjects, one dot each.",
     "overlay": "",
-    "resolution": "Score as the acquisition gets coarser; the same subjects at every level.",
+    "resolution": "Score as the acquisition gets coarser, each subject at the levels that its own scan reaches.",
     "more": "",
 }
 """Sections that take figures, by the beginning of a figure's name; every other figure goes to the end of the page."""
@@ -109,8 +112,8 @@ def render_report(
     folds
         ``participant_id, side (train|holdout), fold[, centre]``, as results/<arm>/folds.csv.
     scores
-        Hold-out scores: ``participant_id, method, metrics…``; the network is the method ``"model"`` and baselines are
-        ``baseline_<what>``. As results/<arm>/evaluate/scores.csv.
+        Hold-out scores: ``participant_id, method, metrics…``; the network is the method ``"model"``, baselines are
+        ``baseline_<what>``, other networks of the same search ``rival_<choice>``. As results/<arm>/evaluate/scores.csv.
     figures
         Name to figure. A name's beginning chooses the section: ``cohort``, ``folds``, ``training``, ``scores``,
         ``overlay`` (shown in the order given), ``resolution``; others follow at the end. The alternative text is the
@@ -178,10 +181,13 @@ def render_report(
         subject_table=subject_table(scores, metrics),
         resolution_tables=[]
         if resolution is None
-        else resolution_tables(resolution, headline[0], words["level_name"], seed),
+        else resolution_tables(resolution, headline[0], words["level_name"], seed, against=words["against"]),
         resolution_sentence=""
         if resolution is None
         else _resolution_sentence(resolution, headline[0], words["level_name"], seed),
+        difference_sentence=""
+        if resolution is None
+        else _difference_sentence(resolution, headline[0], words["level_name"], words["against"], seed),
         meanings=_meanings(metrics, words),
         lineage_table=pairs_table("What produced this page", lineage),
     )
@@ -226,12 +232,11 @@ def _card(table: pd.DataFrame, metric: str) -> dict[str, str]:
 def _verdict(table: pd.DataFrame, comparison: pd.DataFrame, scores: pd.DataFrame, metric: str) -> str:
     """The model's score, the best baseline's, and whether the difference is clear, in a few sentences."""
     row = score_of(table, MODEL, metric)
-    note = METRICS.get(metric)
-    label, unit = (note.label, f" {note.unit}" if note.unit else "") if note else (metric, "")
+    note, (label, unit) = METRICS.get(metric), _label_and_unit(metric)
     text = f"On {_subjects(int(row['n']))} the model's mean {label} is {number(row['mean'], metric)}{unit}"
     if np.isfinite(row["low"]):
         text += f" (95 % interval {number(row['low'], metric)} to {number(row['high'], metric)})"
-    baselines = table[(table["metric"] == metric) & (table["method"] != MODEL)].dropna(subset=["mean"])
+    baselines = table[(table["metric"] == metric) & table["method"].str.startswith("baseline_")].dropna(subset=["mean"])
     if baselines.empty:
         return f"{text}."
     sign = 1 if note is None or note.better == "higher" else -1
@@ -268,24 +273,59 @@ def _caution(n: int) -> str:
 
 
 def _resolution_sentence(scores: pd.DataFrame, metric: str, level_name: str, seed: int) -> str:
-    """What the model loses from the finest to the coarsest level, in one sentence; empty when undefined."""
-    scalars = study.resolution_scalars(scores, metric, level_name=level_name, seed=seed)
+    """What the model loses from the finest to the coarsest level, a sentence for each facet; empty when undefined."""
+    values = scores[study.FACETS[level_name]].unique()
+    sentences = [_loss_sentence(scores, metric, level_name, value, seed, named=len(values) > 1) for value in values]
+    return " ".join(filter(None, sentences))
+
+
+def _loss_sentence(scores: pd.DataFrame, metric: str, level_name: str, value: Any, seed: int, *, named: bool) -> str:
+    scalars = study.resolution_scalars(scores, metric, at=value, level_name=level_name, seed=seed)
     if not scalars:
         return ""
     loss = next(name for name in scalars if name.startswith((f"{metric}_drop_", f"{metric}_rise_")))
-    note = METRICS.get(metric)
-    label, unit = (note.label, f" {note.unit}" if note.unit else "") if note else (metric, "")
+    label, unit = _label_and_unit(metric)
     low, high = scalars.get(f"{loss}_low"), scalars.get(f"{loss}_high")
     falls = ("_drop_" in loss) == (scalars[loss] >= 0)
     if scalars[loss] < 0:
         low, high, scalars[loss] = (None if high is None else -high), (None if low is None else -low), -scalars[loss]
     span = "" if low is None else f" (95 % interval {number(low, metric)} to {number(high, metric)})"
     level_unit = level_name.rsplit("_", 1)[-1]
+    levels = scores.loc[scores[study.FACETS[level_name]] == value, level_name]
+    begin = f"{_capital(facet_label(level_name, value))}: from" if named else "From"
     return (
-        f"From {scores[level_name].min():g} to {scores[level_name].max():g} {level_unit} the model's mean {label} "
+        f"{begin} {levels.min():g} to {levels.max():g} {level_unit} the model's mean {label} "
         f"{'falls' if falls else 'rises'} by {number(scalars[loss], metric)}{unit}{span}; averaged over that range "
         f"it is {number(scalars['resolution_auc'], metric)}{unit}."
     )
+
+
+def _difference_sentence(scores: pd.DataFrame, metric: str, level_name: str, against: str, seed: int) -> str:
+    """At how many levels the model is clearly better or worse than `against`; empty when that did not take part."""
+    effects = study.method_effects(scores, metric, against=against, level_name=level_name, seed=seed)
+    effects = effects[(effects["method"] == MODEL) & effects["low"].notna()]
+    if effects.empty:
+        return ""
+    note = METRICS.get(metric)
+    sign = 1 if note is None or note.better == "higher" else -1
+    ends = sign * effects[["low", "high"]]
+    better, worse = int((ends.min(axis=1) > 0).sum()), int((ends.max(axis=1) < 0).sum())
+    smallest, largest = effects["mean_difference"].min(), effects["mean_difference"].max()
+    label, unit = _label_and_unit(metric)
+    return (
+        f"Against {method_label(against)} the model's mean {label} differs by {number(smallest, metric)} to "
+        f"{number(largest, metric)}{unit}; the interval of the difference lies on the better side of 0 at {better} of "
+        f"{len(effects)} settings, on the worse side at {worse}."
+    )
+
+
+def _label_and_unit(metric: str) -> tuple[str, str]:
+    note = METRICS.get(metric)
+    return (note.label, f" {note.unit}" if note.unit else "") if note else (metric, "")
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def _meanings(metrics: Sequence[str], words: Mapping[str, Any]) -> list[tuple[str, str, str]]:

@@ -2,6 +2,9 @@
 
 The study knows neither networks nor files. Subjects, degradation, prediction and scoring arrive as callables; what
 leaves is one long table, paired per subject, and the curves and numbers drawn from it.
+
+A study has levels (how coarse) and facets, in which the same levels are asked again: the direction of the slices, or
+how noisy the series is. What the levels are says what the facets are (`FACETS`).
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -16,18 +19,32 @@ from reperfuse.evaluation.summary import MODEL, defined_only, metric_columns, pa
 Predict = Callable[[Any], Any]
 Row = dict[str, Any]
 
+FACETS = {"thickness_mm": "axis", "tr_s": "snr"}
+"""Column of the facets, by that of the levels: slices are thick along an array axis (i, j or k), a series is sampled at
+an interval and has an SNR (S0/σ)."""
+
+
+def facet_name(level_name: str, value: Any) -> str:
+    """What a facet is called in names of metrics and files.
+
+    >>> facet_name("thickness_mm", "k"), facet_name("tr_s", 20.0)
+    ('axis_k', 'snr20')
+    """
+    facet = FACETS[level_name]
+    return f"{facet}_{value}" if isinstance(value, str) else f"{facet}{value:g}"
+
 
 def resolution_study(
     subjects: Iterable[tuple[str, Any]],
     *,
     levels: Sequence[float],
-    degrade: Callable[[Any, float, str], Any],
+    degrade: Callable[[Any, float, Any], Any],
     predict: Predict | Mapping[str, Predict],
     score: Callable[[Any, Any], Mapping[str, float | None]],
-    axes: Sequence[str] = ("k",),
+    facets: Sequence[Any] = ("k",),
     level_name: str = "thickness_mm",
 ) -> pd.DataFrame:
-    """Score of every subject, method, axis and level: one row each.
+    """Score of every subject, method, facet and level: one row each.
 
     Parameters
     ----------
@@ -36,26 +53,27 @@ def resolution_study(
     levels
         Levels of degradation in the unit of `level_name`; the smallest is the one the others are compared with.
     degrade
-        ``degrade(subject, level, axis)`` gives the input of the networks at that level.
+        ``degrade(subject, level, facet)`` gives the input of the networks at that level.
     predict
-        ``predict(degraded)`` gives a prediction; a mapping from method name to callable shares each degraded input
-        between methods. A single callable is the method ``"model"``.
+        ``predict(degraded)`` gives a prediction, or None where the method has none, whose scores are then undefined;
+        a mapping from method name to callable shares each degraded input between methods. A single callable is the
+        method ``"model"``.
     score
         ``score(prediction, subject)`` gives ``{metric: number or None}``.
-    axes
-        Along which axes to degrade; where the question has no axis (time), leave the single default.
+    facets
+        Values of the facet: array axes for slices (``"k"``), SNRs for a series (``50.0``).
     level_name
-        Column of the level: ``thickness_mm``, or ``tr_s`` for perfusion.
+        Column of the level, a key of `FACETS`: ``thickness_mm``, or ``tr_s`` for perfusion.
 
     Returns
     -------
     DataFrame
-        ``[participant_id, method, axis, <level_name>, metrics…]``; undefined scores are NaN.
+        ``[participant_id, method, <facet>, <level_name>, metrics…]``; undefined scores are NaN.
 
     Examples
     --------
     >>> study = resolution_study(
-    ...     [("sub-1", 1.0)], levels=[1, 2], degrade=lambda subject, level, axis: subject / level,
+    ...     [("sub-1", 1.0)], levels=[1, 2], degrade=lambda subject, level, facet: subject / level,
     ...     predict=lambda degraded: degraded, score=lambda prediction, subject: {"dice": prediction})
     >>> study[["thickness_mm", "dice"]].to_numpy().tolist()
     [[1.0, 1.0], [2.0, 0.5]]
@@ -69,7 +87,7 @@ def resolution_study(
             degrade=degrade,
             predict=predict,
             score=score,
-            axes=axes,
+            facets=facets,
             level_name=level_name,
         )
     return study_table(rows, level_name=level_name)
@@ -80,28 +98,30 @@ def subject_rows(
     subject: Any,
     *,
     levels: Sequence[float],
-    degrade: Callable[[Any, float, str], Any],
+    degrade: Callable[[Any, float, Any], Any],
     predict: Predict | Mapping[str, Predict],
     score: Callable[[Any, Any], Mapping[str, float | None]],
-    axes: Sequence[str] = ("k",),
+    facets: Sequence[Any] = ("k",),
     level_name: str = "thickness_mm",
 ) -> list[Row]:
     """The rows of one subject of `resolution_study`, for callers that resume or run subjects in parallel."""
     methods = predict if isinstance(predict, Mapping) else {MODEL: predict}
     rows: list[Row] = []
-    for axis in axes:
+    for value in facets:
         for level in levels:
-            degraded = degrade(subject, level, axis)
+            degraded = degrade(subject, level, value)
+            place = {FACETS[level_name]: value, level_name: float(level)}
             for method, predicted in methods.items():
-                identity = {"participant_id": participant_id, "method": method, "axis": axis, level_name: float(level)}
-                rows.append(identity | dict(score(predicted(degraded), subject)))
+                prediction = predicted(degraded)
+                scores = {} if prediction is None else dict(score(prediction, subject))
+                rows.append({"participant_id": participant_id, "method": method} | place | scores)
     return rows
 
 
 def study_table(rows: Iterable[Row], *, level_name: str = "thickness_mm") -> pd.DataFrame:
     """The rows of any number of subjects as one table with numeric metric columns."""
     table = pd.DataFrame(list(rows))
-    identity = ["participant_id", "method", "axis", level_name]
+    identity = ["participant_id", "method", FACETS[level_name], level_name]
     if table.empty:
         return pd.DataFrame(columns=identity)
     # A metric that is undefined for everyone arrives as a column of None.
@@ -112,7 +132,7 @@ def study_table(rows: Iterable[Row], *, level_name: str = "thickness_mm") -> pd.
 def curve(
     scores: pd.DataFrame, *, metrics: Sequence[str] | None = None, level_name: str = "thickness_mm", seed: int = 0
 ) -> pd.DataFrame:
-    """Mean and bootstrap interval of each metric at each level: ``[method, axis, level, metric, mean, …, n]``.
+    """Mean and bootstrap interval of each metric at each level: ``[method, facet, level, metric, mean, …, n]``.
 
     Examples
     --------
@@ -121,33 +141,78 @@ def curve(
     >>> curve(study_table(rows))[["thickness_mm", "mean", "n"]].to_numpy().tolist()
     [[1.0, 1.0, 2.0], [2.0, 0.5, 2.0]]
     """
-    chosen = [name for name in metric_columns(scores) if name != level_name] if metrics is None else list(metrics)
-    table = summarise(scores, metrics=chosen, by=("method", "axis", level_name), seed=seed)
-    return table.sort_values(["method", "axis", "metric", level_name], kind="stable", ignore_index=True)
+    facet = FACETS[level_name]
+    if metrics is None:
+        metrics = [name for name in metric_columns(scores) if name not in (facet, level_name)]
+    table = summarise(scores, metrics=metrics, by=("method", facet, level_name), seed=seed)
+    return table.sort_values(["method", facet, "metric", level_name], kind="stable", ignore_index=True)
 
 
 def level_effects(
     scores: pd.DataFrame, metric: str, *, level_name: str = "thickness_mm", seed: int = 0
 ) -> pd.DataFrame:
-    """Each level against the finest one, paired per subject.
+    """Each level against the finest one of its facet, paired per subject.
 
     Returns
     -------
     DataFrame
-        ``[method, axis, <level_name>, mean_difference, low, high, p_value, n]``; the difference is level − finest.
+        ``[method, <facet>, <level_name>, mean_difference, low, high, p_value, n]``; the difference is level − finest,
+        over the subjects who have both.
     """
-    finest = scores[level_name].min()
+    facet = FACETS[level_name]
     rows: list[Row] = []
-    for (method, axis), part in scores.groupby(["method", "axis"], sort=False):
+    for (method, value), part in scores.groupby(["method", facet], sort=False):
         wide = part.pivot(index="participant_id", columns=level_name, values=metric)
+        finest, *coarser = wide.columns
         rows += [
-            {"method": method, "axis": axis, level_name: level}
+            {"method": method, facet: value, level_name: level}
             | paired_comparison(wide[level].to_numpy(), wide[finest].to_numpy(), seed=seed)
-            for level in wide.columns
-            if level != finest
+            for level in coarser
         ]
+    return _effects(rows, level_name)
+
+
+def method_effects(
+    scores: pd.DataFrame,
+    metric: str,
+    *,
+    against: str = "baseline_osvd",
+    level_name: str = "thickness_mm",
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Every other method against one, at each level of each facet, paired per subject.
+
+    Returns
+    -------
+    DataFrame
+        ``[method, <facet>, <level_name>, mean_difference, low, high, p_value, n]``; the difference is method − against,
+        over the subjects for whom both are defined. Empty where nobody was scored by `against`.
+
+    Examples
+    --------
+    >>> rows = [{"participant_id": f"sub-{n}", "method": method, "snr": 50.0, "tr_s": 1.5, "mae_s": error + n}
+    ...         for n in (1, 2) for method, error in (("model", 0.5), ("baseline_osvd", 2.0))]
+    >>> method_effects(study_table(rows, level_name="tr_s"), "mae_s", level_name="tr_s")["mean_difference"].tolist()
+    [-1.5]
+    """
+    facet = FACETS[level_name]
+    rows: list[Row] = []
+    for (value, level), part in scores.groupby([facet, level_name], sort=False):
+        wide = part.pivot(index="participant_id", columns="method", values=metric)
+        if against not in wide:
+            continue
+        rows += [
+            {"method": method, facet: value, level_name: level}
+            | paired_comparison(wide[method].to_numpy(), wide[against].to_numpy(), seed=seed)
+            for method in part["method"].unique()
+            if method != against
+        ]
+    return _effects(rows, level_name)
+
+
+def _effects(rows: list[Row], level_name: str) -> pd.DataFrame:
     columns = ["mean_difference", "low", "high", "p_value", "n"]
-    table = pd.DataFrame(rows, columns=["method", "axis", level_name, *columns])
+    table = pd.DataFrame(rows, columns=["method", FACETS[level_name], level_name, *columns])
     return table.astype(dict.fromkeys(columns, float))
 
 
@@ -156,7 +221,7 @@ def resolution_scalars(
     metric: str = "dice",
     *,
     method: str = MODEL,
-    axis: str | None = None,
+    at: Any = None,
     level_name: str = "thickness_mm",
     seed: int = 0,
 ) -> dict[str, float]:
@@ -173,8 +238,8 @@ def resolution_scalars(
     ----------
     scores
         Table of `resolution_study`.
-    axis
-        One axis; by default the mean over all axes in the table, within each subject.
+    at
+        One facet; by default the mean over all facets in the table, within each subject.
 
     Examples
     --------
@@ -185,8 +250,8 @@ def resolution_scalars(
     (0.7, 0.4)
     """
     part = scores[scores["method"] == method]
-    if axis is not None:
-        part = part[part["axis"] == axis]
+    if at is not None:
+        part = part[part[FACETS[level_name]] == at]
     wide = part.pivot_table(index="participant_id", columns=level_name, values=metric, aggfunc="mean", dropna=False)
     wide = wide.sort_index(axis="columns").dropna()
     levels = wide.columns.to_numpy(dtype=float)

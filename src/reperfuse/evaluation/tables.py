@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from reperfuse.evaluation import resolution as study
-from reperfuse.evaluation.figures import LEVEL_LABELS, method_label, metric_label
+from reperfuse.evaluation.figures import LEVEL_LABELS, facet_label, method_label, metric_label
 from reperfuse.evaluation.metrics import METRICS
 from reperfuse.evaluation.summary import MODEL
 
@@ -103,8 +103,8 @@ def comparison_table(comparison: pd.DataFrame, metric: str) -> Table:
         for row in comparison.to_dict("records")
     ]
     return {
-        "caption": f"Model minus baseline, {metric_label(metric)}, paired by subject",
-        "columns": ["Baseline", "Mean difference (95 % interval)", "Wilcoxon p", "n"],
+        "caption": f"Model minus each other method, {metric_label(metric)}, paired by subject",
+        "columns": ["Other method", "Mean difference (95 % interval)", "Wilcoxon p", "n"],
         "rows": rows,
     }
 
@@ -191,36 +191,82 @@ def fold_table(folds: pd.DataFrame) -> Table:
     }
 
 
-def resolution_tables(scores: pd.DataFrame, metric: str, level_name: str, seed: int = 0) -> list[Table]:
-    """Per axis: the mean of every method at every level, and the model's paired change from the finest level."""
+def resolution_tables(
+    scores: pd.DataFrame, metric: str, level_name: str, seed: int = 0, *, against: str | None = None
+) -> list[Table]:
+    """Per facet: the mean of every method at every level, and the model's paired change from the finest level.
+
+    With `against`, the name of a method that took part, a second table per facet holds the paired difference of every
+    other method from that one.
+    """
+    facet = study.FACETS[level_name]
     means = study.curve(scores, metrics=[metric], level_name=level_name, seed=seed)
     effects = study.level_effects(scores, metric, level_name=level_name, seed=seed)
     effects = effects[effects["method"] == MODEL]
+    differences = pd.DataFrame()
+    if against is not None and against in set(scores["method"]):
+        differences = study.method_effects(scores, metric, against=against, level_name=level_name, seed=seed)
+    n_all = int(scores["participant_id"].nunique())
     tables = []
-    for axis, part in means.groupby("axis", sort=False):
+    for value in scores[facet].unique():
+        part = means[means[facet] == value]
         methods = model_first(part["method"].unique())
         rows = []
         for level, here in part.groupby(level_name):
-            change = first(effects[(effects["axis"] == axis) & (effects[level_name] == level)])
+            change = first(effects[(effects[facet] == value) & (effects[level_name] == level)])
             rows.append(
                 [
                     f"{level:g}",
-                    *(with_interval(first(here[here["method"] == method]), metric) for method in methods),
+                    *(_of_some(first(here[here["method"] == method]), metric, n_all) for method in methods),
                     with_interval(change, metric, "mean_difference") if change else "reference",
                     p_value(change.get("p_value")),
                 ]
             )
-        along = f", slices along {axis}" if level_name == "thickness_mm" else ""
-        methods_named = map(method_label, methods)
+        where = facet_label(level_name, value)
         tables.append(
             {
-                "caption": f"{metric_label(metric)}, mean (95 % interval){along}; paired per subject",
-                "columns": [LEVEL_LABELS[level_name], *methods_named, "Model: change from finest", "Wilcoxon p"],
+                "caption": f"{metric_label(metric)}, {where}: mean (95 % interval); paired per subject",
+                "columns": [
+                    LEVEL_LABELS[level_name],
+                    *map(method_label, methods),
+                    "Model: change from finest",
+                    "Wilcoxon p",
+                ],
                 "rows": rows,
                 "strong": 1,
             }
         )
+        if len(differences):
+            here = differences[differences[facet] == value]
+            tables.append(_difference_table(here, metric, level_name, where, str(against)))
     return tables
+
+
+def _of_some(row: Mapping[str, Any], metric: str, n_all: int) -> str:
+    """A mean with its interval, and of how many where that is not everyone."""
+    if not row:
+        return "–"
+    return with_interval(row, metric) + (f" · n = {row['n']}" if 0 < row["n"] < n_all else "")
+
+
+def _difference_table(differences: pd.DataFrame, metric: str, level_name: str, where: str, against: str) -> Table:
+    """Levels down; for every method its difference from `against` and the p value of that."""
+    methods = model_first(differences["method"].unique())
+    rows = []
+    for level, here in differences.groupby(level_name):
+        cells = [f"{level:g}"]
+        for method in methods:
+            row = first(here[here["method"] == method])
+            cells += [with_interval(row, metric, "mean_difference"), p_value(row["p_value"])] if row else ["–", "–"]
+        rows.append(cells)
+    label = method_label(against)
+    columns = [[f"{method_label(method)} − {label}", "Wilcoxon p"] for method in methods]
+    return {
+        "caption": f"{metric_label(metric)}, {where}: difference from {label} (95 % interval), paired per subject",
+        "columns": [LEVEL_LABELS[level_name], *(column for pair in columns for column in pair)],
+        "rows": rows,
+        "strong": 1,
+    }
 
 
 def plain_table(caption: str, frame: pd.DataFrame, most: int = 30) -> Table:

@@ -7,22 +7,43 @@ from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
 from reperfuse.errors import InputError
 from reperfuse.files import atomic_path, read_json, sha256_of, write_json
+from reperfuse.networks.arrival import ArrivalNetwork, TmaxMatched
 from reperfuse.networks.blocks import one_of
-from reperfuse.networks.tmax import Tmax2Layer
+from reperfuse.networks.tmax import tmax_1layer, tmax_2layer, tmax_deep, tmax_unet
 from reperfuse.networks.unet import UNet3d
 
-NETWORKS: dict[str, Callable[..., nn.Module]] = {"unet3d": UNet3d, "tmax_2layer": Tmax2Layer}
+NETWORKS: dict[str, Callable[..., nn.Module]] = {
+    "unet3d": UNet3d,
+    "tmax_1layer": tmax_1layer,
+    "tmax_2layer": tmax_2layer,
+    "tmax_unet": tmax_unet,
+    "tmax_deep": tmax_deep,
+    "tmax_matched": TmaxMatched,
+}
 """Name to constructor; every name builds without arguments."""
+
+POSTERIORS: dict[str, Callable[..., nn.Module]] = {"arrival": ArrivalNetwork}
+"""Name to constructor of networks with another contract: features (n, F) in, quantiles out. No stage trains them."""
+
+NETWORK_INPUTS: dict[str, tuple[str, ...]] = {
+    "unet3d": (),
+    "tmax_1layer": ("signal",),
+    "tmax_2layer": ("signal",),
+    "tmax_unet": ("signal",),
+    "tmax_deep": ("signal",),
+    "tmax_matched": ("matched",),
+}
+"""Groups of channels that a network takes where nothing else is asked for; an empty tuple is all there are."""
 
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
 
 
 def build_network(name: str, **kwargs: Any) -> nn.Module:
-    """The network of that name; its first weights follow `torch.manual_seed`.
+    """The network of that name in `NETWORKS` or `POSTERIORS`; its first weights follow `torch.manual_seed`.
 
     Raises
     ------
@@ -34,7 +55,8 @@ def build_network(name: str, **kwargs: Any) -> nn.Module:
     >>> build_network("unet3d", widths=(4, 8)).last
     Conv3d(4, 1, kernel_size=(1, 1, 1), stride=(1, 1, 1))
     """
-    constructor = NETWORKS[one_of("network", name, NETWORKS)]
+    known = NETWORKS | POSTERIORS
+    constructor = known[one_of("network", name, known)]
     for key in kwargs:
         one_of(f"{name} argument", key, inspect.signature(constructor).parameters)
     return constructor(**kwargs)
@@ -86,7 +108,47 @@ def load_network(folder: Path | str) -> tuple[nn.Module, dict[str, Any]]:
     InputError
         If a file is missing or damaged, or if weights and description do not belong together.
     """
-    folder = Path(folder)
+    description, weights = _read(Path(folder))
+    network = build_network(description["network"], **description["kwargs"])
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError as error:
+        raise _misfit(Path(folder), description, error) from error
+    return network.eval(), description
+
+
+def initialise(network: nn.Module, folder: Path | str) -> tuple[int, int]:
+    """Number of tensors of `network` taken over from a folder of `save_network`, and of all it has.
+
+    A tensor is taken if one of the same name and shape is there; the others stay as they are. It is for the caller to
+    say how many fitted: none at all is no error here, since a search may try networks of several kinds.
+
+    Raises
+    ------
+    InputError
+        If a file is missing or damaged, or if weights and description do not belong together.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save_network(folder, "tmax_2layer", {}, build_network("tmax_2layer"))
+    ...     [initialise(build_network("tmax_2layer", in_channels=n), folder) for n in (60, 40)]
+    [(14, 14), (9, 14)]
+    """
+    _, weights = _read(Path(folder))
+    own = network.state_dict()
+    fitting = {name: weights[name] for name in own if name in weights and weights[name].shape == own[name].shape}
+    network.load_state_dict(fitting, strict=False)
+    return len(fitting), len(own)
+
+
+def learned_folder() -> Path:
+    """Where the weights lie that ship with the package, to be read by `load_network` and `initialise`."""
+    return Path(__file__).parent / "learned"
+
+
+def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     description = read_json(folder / DESCRIPTION)
     if not isinstance(description, dict) or not {"network", "kwargs", "weights_sha256"} <= description.keys():
         raise InputError(f"{folder / DESCRIPTION} does not describe a network: train again or restore it.")
@@ -94,10 +156,12 @@ def load_network(folder: Path | str) -> tuple[nn.Module, dict[str, Any]]:
         raise InputError(f"{folder / WEIGHTS} is missing: train again or restore it.")
     if sha256_of(folder / WEIGHTS) != description["weights_sha256"]:
         raise InputError(f"{folder / WEIGHTS} is damaged or not the file {DESCRIPTION} describes: restore both.")
-    network = build_network(description["network"], **description["kwargs"])
     try:
-        network.load_state_dict(load_file(folder / WEIGHTS))
-    except (SafetensorError, RuntimeError) as error:
-        reason = str(error).splitlines()[-1].strip()
-        raise InputError(f"{folder / WEIGHTS} does not fit {description['network']} ({reason}): restore it.") from error
-    return network.eval(), description
+        return description, load_file(folder / WEIGHTS)
+    except SafetensorError as error:
+        raise _misfit(folder, description, error) from error
+
+
+def _misfit(folder: Path, description: Mapping[str, Any], error: Exception) -> InputError:
+    reason = str(error).splitlines()[-1].strip()
+    return InputError(f"{folder / WEIGHTS} does not fit {description['network']} ({reason}): restore it.")

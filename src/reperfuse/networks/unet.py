@@ -8,11 +8,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from reperfuse.errors import InputError
-from reperfuse.networks.blocks import BLOCKS, one_of
+from reperfuse.networks.blocks import BLOCKS, cropped, one_of, padded
 
 
 class UNet3d(nn.Module):
-    """One logit per voxel from an encoder–decoder with concatenated skips.
+    """One logit, or one value, per voxel from an encoder–decoder with concatenated skips.
 
     Each level is one block; 2³ max-pooling leads down, a 2³ transposed convolution of stride 2
     leads up, a 1³ convolution ends it. Any spatial size runs: the image is padded at its far ends
@@ -36,6 +36,17 @@ class UNet3d(nn.Module):
     output_bias
         Where the last bias starts, e.g. log(p/(1 − p)) for a lesion that fills the share p of the
         voxels: the network need not spend its first epochs on learning how rare lesions are.
+    bottom
+        Channels of two 1³ convolutions with ReLU on the lowest level, at its resolution; their answer is concatenated
+        with the level itself and one more block brings both together. 0 is without.
+    dropout
+        Share of the feature maps that every level below the first leaves out on the way down in training, and the
+        bottom too. The full resolution and the way up are left whole: the value itself is read off there.
+
+    Raises
+    ------
+    InputError
+        If a width, the bottom or the dropout is out of range, or a name is not known.
 
     Notes
     -----
@@ -60,16 +71,25 @@ class UNet3d(nn.Module):
         block: str = "plain",
         normalisation: str = "batch",
         output_bias: float = 0.0,
+        bottom: int = 0,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         if width is not None:
             widths = [width * 2**level for level in range(len(widths))]
         if not widths or min(widths) < 1:
             raise InputError(f"unet3d widths {list(widths)} must be one positive number of channels per level.")
+        if bottom < 0:
+            raise InputError(f"unet3d bottom {bottom} must be a number of channels, or 0 for none.")
+        if not 0 <= dropout < 1:
+            raise InputError(f"unet3d dropout {dropout} must be a share from 0 to below 1.")
         build = BLOCKS[one_of("block", block, BLOCKS)]
         steps = list(pairwise(widths))
+        lowest = widths[-1]
         self.first = build(in_channels, widths[0], normalisation)
-        self.down = nn.ModuleList(build(upper, lower, normalisation) for upper, lower in steps)
+        self.down = nn.ModuleList(build(upper, lower, normalisation, dropout) for upper, lower in steps)
+        self.bottom = build(lowest, bottom, normalisation, dropout, 1) if bottom else None
+        self.rejoin = build(lowest + bottom, lowest, normalisation) if bottom else None
         self.up = nn.ModuleList(nn.ConvTranspose3d(lower, upper, 2, stride=2) for upper, lower in reversed(steps))
         self.merge = nn.ModuleList(build(2 * upper, upper, normalisation) for upper, _ in reversed(steps))
         self.last = nn.Conv3d(widths[0], 1, 1)
@@ -80,33 +100,12 @@ class UNet3d(nn.Module):
         if image.ndim == 4:
             return self.forward(image.unsqueeze(-1)).squeeze(-1)
         size = image.shape[2:]
-        image = _pad_to_multiple(image, 2 ** len(self.down))
-        skips = [self.first(image)]
+        skips = [self.first(padded(image, 2 ** len(self.down)))]
         for block in self.down:
             skips.append(block(functional.max_pool3d(skips[-1], 2)))
         features = skips.pop()
+        if self.bottom is not None and self.rejoin is not None:
+            features = self.rejoin(torch.cat([features, self.bottom(features)], dim=1))
         for raise_, merge in zip(self.up, self.merge, strict=True):
             features = merge(torch.cat([skips.pop(), raise_(features)], dim=1))
-        logits = self.last(features)
-        for axis, length in enumerate(size, start=2):
-            logits = _first(logits, axis, length)
-        return logits
-
-
-def _pad_to_multiple(image: Tensor, multiple: int) -> Tensor:
-    for axis in (2, 3, 4):
-        size = image.shape[axis]
-        padded = size + -size % multiple
-        if axis == 4:
-            # A lowest level of one voxel has no variance to normalise by: the last axis keeps two there.
-            padded = torch.sym_max(padded, 2 * multiple)
-        image = _first(image, axis, padded)
-    return image
-
-
-def _first(image: Tensor, axis: int, length: int) -> Tensor:
-    # The first `length` voxels along an axis, the last voxel repeated beyond the end. By index even when
-    # nothing changes: `pad`, a slice or an `if` on a size would bind an exported graph (MLflow's `pt2`)
-    # to sizes that are multiples, or to those that are not, as its example happened to be.
-    index = torch.arange(length, device=image.device).clamp(max=image.shape[axis] - 1)
-    return image.index_select(axis, index)
+        return cropped(self.last(features), size)

@@ -18,14 +18,19 @@ ARMS = ("lesion", "perfusion")
 SUBJECTS = {True: {"perfusion": 14, "lesion": 20}, False: {"perfusion": 4, "lesion": 6}}
 """Subjects per arm, at full size and small."""
 
-DSC_SHAPE = {True: (64, 64, 12), False: (32, 32, 6)}
+DSC_SHAPE = {True: (64, 64, 12), False: (32, 32, 8)}
 """Grid of a DSC patient, at full size and small."""
 
-PUBLISHED_DSC_SHAPE = (128, 128, 24)
-"""Grid of the published Tmax study; one patient of full size has it."""
+DSC_FRAMES = {True: (80, 1.0), False: (60, 1.5)}
+"""Frames of a DSC series and their interval [s], at full size and small. At full size 1 s, so that a study of temporal
+resolution has somewhere to begin; small ones have the 60 frames as published, and last as long as that needs."""
 
-FRAMES, TR_S = 60, 1.5
-"""Frames of a DSC series and their interval [s]; 60 frames as published."""
+PUBLISHED_DSC_SHAPE, PUBLISHED_DSC_FRAMES = (128, 128, 24), (60, 1.5)
+"""Grid, frames and their interval [s] of the published Tmax study (its interval is not stated; 1.5 s is usual); one
+patient of full size has them."""
+
+SNR_RANGE = (55.0, 100.0)
+"""S0/σ of a DSC series: above 50, so that noise can be added to bring it there."""
 
 HABITS = {
     "philips": {"te_s": 0.030, "dsc": "DICOM/ST0001/SE0005", "map": "DICOM/ST0001/SE0501", "units": "ms"},
@@ -89,7 +94,7 @@ def demo_data(
     seed
         Seed of everything random.
     full_size
-        False writes few and tiny subjects for tests: (32, 32, 6, 60) DSC and T1w on a 4 mm grid.
+        False writes few and tiny subjects for tests: (32, 32, 8, 60) DSC and T1w on a 4 mm grid.
     workers
         Processes.
 
@@ -183,16 +188,19 @@ def _perfusion_plan(count: int, seed: int, full_size: bool) -> Iterator[tuple[st
         rng = np.random.default_rng([seed, 1, i])
         published = full_size and i == min(1, count - 1)
         shape = PUBLISHED_DSC_SHAPE if published else DSC_SHAPE[full_size]
+        n_frames, tr_s = PUBLISHED_DSC_FRAMES if published else DSC_FRAMES[full_size]
         yield (
             f"DEMO{seed % 10000:04d}{i + 1:03d}",
             {
-                "cost": float(np.prod(shape[2:]) * 0.01 + 1) * (8 if published else 1) * FRAMES,
+                "cost": float(np.prod(shape[2:]) * 0.01 + 1) * (8 if published else 1) * n_frames,
                 "shape": shape,
+                "n_frames": n_frames,
+                "tr_s": tr_s,
                 "vendor": vendors[i % len(vendors)],
                 "residue": RESIDUES[(i // 2) % len(RESIDUES)],
                 "dispersion_s": 1.0 if i % 4 == 3 else 0.0,
                 "lesion": i % 5 != 4,
-                "snr": float(rng.uniform(32, 60)),
+                "snr": float(rng.uniform(*SNR_RANGE)),
                 "dropped": DROPPED_IMAGES if i == min(2, count - 1) else (),
                 "name": PEOPLE[i % len(PEOPLE)],
                 "born": date(1938, 1, 1) + timedelta(days=int(rng.integers(0, 15000))),
@@ -284,6 +292,8 @@ def _write_patient(
     inbox: Path,
     folder: str,
     shape: tuple[int, int, int],
+    n_frames: int,
+    tr_s: float,
     vendor: str,
     residue: str,
     dispersion_s: float,
@@ -305,7 +315,9 @@ def _write_patient(
     habit = HABITS[vendor]
     te_s = float(habit["te_s"])  # type: ignore[arg-type]
     with threadpool_limits(1):  # the same sums in the same order, whatever the number of processes
-        phantom = dsc_phantom(shape, FRAMES, TR_S, te_s, snr, seed, lesion, residue=residue, dispersion_s=dispersion_s)
+        phantom = dsc_phantom(
+            shape, n_frames, tr_s, te_s, snr, seed, lesion, residue=residue, dispersion_s=dispersion_s
+        )
         reference = vendor_tmax(phantom, seed=seed)
     person: dict[str, Any] = {
         "patient_id": folder,
@@ -329,7 +341,7 @@ def _write_patient(
             "patient_id": folder,
             "vendor": vendor,
             "te_s": te_s,
-            "tr_s": TR_S,
+            "tr_s": tr_s,
             "seed": seed,
             "dispersion_s": dispersion_s,
             "dropped_frame_slice": [list(pair) for pair in dropped],

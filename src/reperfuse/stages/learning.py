@@ -1,243 +1,173 @@
 """Tuning and training, the same for both arms: an arm says only how a prediction is scored."""
 
 import importlib.metadata
-import os
+import re
 import shutil
-import subprocess
-import sys
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
-from dataclasses import dataclass
-from hashlib import sha256
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
-from pydantic import ValidationError
+from rich.progress import track
 
 from reperfuse import tracking
 from reperfuse.errors import InputError
 from reperfuse.files import read_json, write_json
-from reperfuse.networks import build_network, load_network, save_network
-from reperfuse.params import LesionParams, PerfusionParams, Train
+from reperfuse.networks import load_network, save_network
+from reperfuse.params import Train, Tune
 from reperfuse.stages import layout
+from reperfuse.stages.fitting import ArmParams, Fitted, Objective, fit_arm, init_params, state_folder, with_overrides
 from reperfuse.stages.processed import read_folds, write_table
-from reperfuse.training.fit import FitResult, FitSettings, Predict, fit
+from reperfuse.stages.search import search
 from reperfuse.training.losses import ACTIVATIONS
 from reperfuse.training.samples import Subject
-from reperfuse.training.tune import StudySummary, Trial, tune
+from reperfuse.training.space import Choices, label_of, read_space
+from reperfuse.training.tune import StudySummary, best_of, mean_score, metric_means
 
-ArmParams = LesionParams | PerfusionParams
-
-CODE = ("networks", "training", "evaluation/metrics.py", "stages/learning.py")
-"""Rooms that decide what a training does: with other code, resumable state is another training's."""
-
-
-@dataclass(frozen=True)
-class Objective:
-    """What an arm's networks are trained for and chosen by."""
-
-    arm: str
-    metric: str
-    higher_is_better: bool
-    score: Callable[[np.ndarray, np.ndarray, np.ndarray], float]
-    """Score of a prediction (I, J, K) against target and mask (I, J, K), on the model grid."""
-
-    @property
-    def mode(self) -> str:
-        """`max` or `min`."""
-        return "max" if self.higher_is_better else "min"
-
-    def of_subject(self, predict: Predict, subject: Subject) -> dict[str, float]:
-        """The metric of one validation subject."""
-        image, target, mask = subject.load()
-        return {self.metric: self.score(predict(image), target[0], mask)}
+__all__ = ["Objective", "log_model_of", "train_arm", "tune_arm", "with_overrides"]
 
 
 # ---- tune -----------------------------------------------------------------------------------------------------------
 def tune_arm(settings: ArmParams, seed: int, objective: Objective, *, join: bool = False) -> None:
     """Search `settings.tune.space` with cross-validation; write results/<arm>/tune.
 
-    best.json holds the chosen overrides and the cross-validated score, trials.csv every trial, validation.csv the
-    chosen trial's score per validation subject. With `join` this process only works on a search that runs elsewhere.
+    best.json holds the chosen overrides, their cross-validated scores and the rivals to train beside them, trials.csv
+    every trial, validation.csv the chosen trial's scores per validation subject, and baselines.csv, for an arm that
+    has some, the mean scores of other methods on the same subjects. With `join` this process only works on a search
+    that runs elsewhere.
     """
     arm, asked = objective.arm, settings.tune
+    rival_folders(asked)
     folds = read_folds(arm)
     training = folds[folds["side"] == "train"]
     state = state_folder(
         arm, "tune", seed, settings.train, {k: getattr(asked, k) for k in ("space", "epochs", "sampler")}
     )
     record = state / "study.json"
-    if join and not record.exists():
-        raise InputError(
-            f"No search of {arm} with these data, parameters and code is running: start one without --join."
-        )
-    lineage = tracking.lineage(Path.cwd(), arm=arm, seed=seed)
-    with ExitStack() as stack:
-        if join:
-            study_id = read_json(record)["run_id"]
-        else:
-            study_id = stack.enter_context(
-                tracking.run(
-                    arm,
-                    tracking.run_name("study", settings.train.network),
-                    tags={"kind": "study"},
-                    params={
-                        "seed": seed,
-                        "tune": asked.model_dump(mode="json"),
-                        "train": settings.train.model_dump(mode="json"),
-                    },
-                    lineage=lineage,
-                    state=record,
-                )
-            ).id
-        summary = _search(settings, seed, objective, training, state, study_id, stack, join)
-        if join:
-            return
-        with tracking.resume(record) as run:
-            run.log_metrics({f"cv/{objective.metric}": summary.best_value})
-            run.log_table(summary.trials, "tables/trials.csv")
-            run.log_params({"best": summary.best_overrides})
+    if join:
+        if not record.exists():
+            raise InputError(
+                f"No search of {arm} with these data, parameters and code is running: start one without --join."
+            )
+        study_id = read_json(record)["run_id"]
+        search(settings, seed, objective, training, state=state, study_id=study_id, join=True)
+        return
+    with tracking.run(
+        arm,
+        tracking.run_name("study", settings.train.network),
+        tags={"kind": "study"},
+        params={"seed": seed} | {name: getattr(settings, name).model_dump(mode="json") for name in ("tune", "train")},
+        lineage=tracking.lineage(Path.cwd(), arm=arm, seed=seed),
+        state=record,
+    ) as study:
+        summary = search(settings, seed, objective, training, state=state, study_id=study.id)
+        baselines = baseline_scores(objective, training["participant_id"].tolist(), settings.train.target)
+        means = metric_means(summary.best_fold_scores)
+        study.log_metrics(tracking.grouped("cv", means))
+        study.log_params({"best": summary.best_overrides})
+        study.log_table(summary.trials, "tables/trials.csv")
+        if baselines is not None:
+            study.log_table(baselines, "tables/baselines.csv")
     out = layout.results(arm) / "tune"
     write_table(out / "trials.csv", summary.trials)
     write_table(out / "validation.csv", _validation(summary, training, objective.metric))
+    if baselines is not None:
+        write_table(out / "baselines.csv", baselines)
     write_json(
         out / "best.json",
         {
             "overrides": summary.best_overrides,
             "metric": objective.metric,
             "cv_score": summary.best_value,
+            "cv_scores": means,
             "trial": summary.best_number,
-            "study_run_id": study_id,
+            "study_run_id": study.origin,
+            "rivals": rivals_of(summary, asked, objective.direction),
         },
     )
 
 
-def _search(
-    settings: ArmParams,
-    seed: int,
-    objective: Objective,
-    training: pd.DataFrame,
-    state: Path,
-    study_id: str,
-    stack: ExitStack,
-    join: bool,
-) -> StudySummary:
-    """Run trials until the study is full, each a run under the study's, each fold a run under its trial's."""
-    arm, asked = objective.arm, settings.tune
-    current: dict[str, Any] = {}
-    trial_runs = stack.enter_context(ExitStack())
-    n_folds = int(training["fold"].max()) + 1
-
-    def on_start(trial: Trial) -> None:
-        kept = state / "runs" / f"trial-{trial.number}.json"
-        earlier = state / "runs" / f"trial-{trial.continues}.json"
-        if trial.continues is not None and earlier.exists() and not kept.exists():
-            write_json(kept, read_json(earlier))
-        current["run"] = trial_runs.enter_context(
-            tracking.run(
-                arm,
-                tracking.run_name("trial", trial.number),
-                parent_id=study_id,
-                tags={"kind": "trial"},
-                params=with_overrides(settings.train, trial.overrides).model_dump(mode="json"),
-                state=kept,
-            )
-        )
-        said = ", ".join(
-            f"{name}={value:.3g}" if isinstance(value, float) else f"{name}={value}"
-            for name, value in trial.overrides.items()
-        )
-        print(f"trial {trial.number}: {said}", flush=True)
-
-    def on_fold(trial: Trial, fold: int, scores: list[float], reused: bool) -> None:
-        mean = float(np.nanmean(scores)) if np.isfinite(scores).any() else float("nan")
-        current["run"].log_metrics({f"cv/{objective.metric}": mean}, step=fold)
-        print(
-            f"trial {trial.number} fold {fold}: {objective.metric} {mean:.3f}{' (kept)' if reused else ''}", flush=True
-        )
-
-    def on_trial(trial: Trial) -> None:
-        current["run"].log_metrics({f"cv/{objective.metric}_mean": trial.value})
-        current["run"].set_tags({"outcome": trial.state, "reason": trial.reason})
-        trial_runs.close()
-        print(f"trial {trial.number} {trial.state}: {objective.metric} {_said(trial.value)}", flush=True)
-
-    def objective_for_fold(overrides: Mapping[str, Any], fold: int, room: Path) -> list[float]:
-        chosen = with_overrides(settings.train, overrides)
-        validation = training[training["fold"] == fold]
-        with tracking.run(
-            arm,
-            tracking.run_name("fold", fold),
-            parent_id=current["run"].id,
-            tags={"kind": "fold"},
-            params={"fold": fold},
-            state=room / "run.json",
-        ) as run:
-            result = _fit(
-                arm,
-                chosen.model_copy(update={"epochs": asked.epochs}),
-                seed + fold,
-                train=training[training["fold"] != fold]["participant_id"].tolist(),
-                validation=validation["participant_id"].tolist(),
-                state=room,
-                objective=objective,
-                run=run,
-            )
-            scores = [result.scores[participant][objective.metric] for participant in validation["participant_id"]]
-            run.log_metrics({f"val/{objective.metric}": float(np.nanmean(scores))})
-            for step, score in enumerate(scores):
-                run.log_metrics({f"subject/{objective.metric}": score}, step=step)
-        return scores
-
-    workers = [] if join else [_join(arm) for _ in range(asked.workers - 1)]
-    try:
-        return tune(
-            objective_for_fold,
-            space=asked.space,
-            n_trials=asked.n_trials,
-            n_folds=n_folds,
-            state_dir=state,
-            sampler=asked.sampler,
-            direction="maximize" if objective.higher_is_better else "minimize",
-            seed=seed,
-            prune=asked.prune,
-            join=join,
-            on_start=on_start,
-            on_fold=on_fold,
-            on_trial=on_trial,
-        )
-    finally:
-        for worker in workers:
-            worker.terminate() if sys.exc_info()[0] else worker.wait()
-
-
-def _join(arm: str) -> subprocess.Popen[bytes]:
-    """One more process on the same search; its threads do not fight over the cores."""
-    threads = str(max(1, (os.cpu_count() or 1) // 2))
-    return subprocess.Popen(
-        [sys.executable, "-m", "reperfuse", "tune", arm, "--join"], env=os.environ | {"OMP_NUM_THREADS": threads}
-    )
+def baseline_scores(objective: Objective, participants: Sequence[str], target: str | None) -> pd.DataFrame | None:
+    """`method` and the mean of each metric over the participants it has a prediction for; None without baselines."""
+    if objective.baselines is None:
+        return None
+    found: dict[str, list[dict[str, float]]] = {}
+    for participant in track(participants, description=f"baselines {objective.arm}"):
+        subject = Subject(participant, layout.processed(objective.arm) / participant, target=target)
+        for method, prediction in objective.baselines(participant).items():
+            found.setdefault(method, []).append(objective.of_prediction(prediction, subject))
+    names = {name: None for scores in found.values() for of_subject in scores for name in of_subject}
+    rows = [
+        {"method": method} | {name: mean_score([scores], name) for name in names} for method, scores in found.items()
+    ]
+    return pd.DataFrame(rows, columns=["method", *(names or [objective.metric])])
 
 
 def _validation(summary: StudySummary, training: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """The chosen trial's score of every validation subject: participant_id, fold, metric."""
+    """The chosen trial's scores of every validation subject: participant_id, fold, its metric, the others."""
     parts = []
     for fold, scores in enumerate(summary.best_fold_scores):
         people = training.loc[training["fold"] == fold, "participant_id"]
-        parts.append(pd.DataFrame({"participant_id": people.to_list(), "fold": fold, metric: scores}))
-    return pd.concat(parts, ignore_index=True)
+        parts.append(pd.DataFrame(scores).assign(participant_id=people.to_list(), fold=fold))
+    table = pd.concat(parts, ignore_index=True)
+    first = ["participant_id", "fold", metric]
+    return table[[*first, *table.columns.difference(first)]]
 
 
-def _said(value: float | None) -> str:
-    return "undefined" if value is None else f"{value:.3f}"
+# ---- rivals ---------------------------------------------------------------------------------------------------------
+def rival_folders(asked: Tune) -> dict[Any, str]:
+    """Label of each choice of `tune.rivals` → what its folder, and with `rival_` before it its method, is called.
+
+    Raises
+    ------
+    InputError
+        If that name has no choices in the space, or two of them would share a folder.
+    """
+    if asked.rivals is None:
+        return {}
+    searched = read_space(asked.space).get(asked.rivals)
+    if not isinstance(searched, Choices):
+        raise InputError(
+            f"tune.rivals in params.yaml is {asked.rivals}, which has no choices in tune.space: name one that has, "
+            "or null."
+        )
+    folders = {label: re.sub(r"[^\w.]+", "-", str(label)).strip("-.") for label in searched.labels}
+    if len(set(folders.values()) - {""}) < len(folders):
+        raise InputError(f"Two choices of tune.space.{asked.rivals} cannot be told apart by a folder's name.")
+    return folders
+
+
+def rivals_of(summary: StudySummary, asked: Tune, direction: str) -> dict[str, dict[str, Any]]:
+    """Folder → trial, overrides and score of the best trial of each choice of `tune.rivals` but the winner's.
+
+    A trial that was pruned counts where no other of its choice was finished; a choice whose trials all failed is left
+    out, and said to be.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    if (name := asked.rivals) is None:
+        return found
+    for label, folder in rival_folders(asked).items():
+        if label == label_of(summary.best_overrides[name]):
+            continue
+        trials = [trial for trial in summary.records if label_of(trial.overrides[name]) == label]
+        scored = [trial for trial in trials if trial.value is not None]
+        complete = [trial for trial in scored if trial.state == "complete"]
+        if not scored:
+            print(f"{name}={label} has no trial that succeeded, so no rival is trained for it.", flush=True)
+            continue
+        best = best_of(complete or scored, direction)
+        found[folder] = {"trial": best.number, "overrides": best.overrides, "cv_score": best.value}
+    return found
 
 
 # ---- train ----------------------------------------------------------------------------------------------------------
 def train_arm(settings: ArmParams, seed: int, objective: Objective) -> None:
-    """Train on all training subjects with what the search chose; write models/<arm> and log the model."""
+    """Train on all training subjects with what the search chose; write models/<arm> and log the model.
+
+    models/<arm>/rivals/<choice>/ holds the networks to show beside it, if `tune.rivals` asked for some; each is a run
+    under the model's.
+    """
     arm = objective.arm
     best = read_json(layout.best_json(arm))
     chosen = with_overrides(settings.train, best["overrides"])
@@ -259,35 +189,79 @@ def train_arm(settings: ArmParams, seed: int, objective: Objective) -> None:
         lineage=lineage,
         state=state / "run.json",
     ) as run:
-        result = _fit(arm, chosen, seed, train=participants, validation=[], state=state, objective=objective, run=run)
-        metrics = {
-            "train/loss": result.history[-1]["loss"],
-            "time/train_s": float(sum(row["seconds"] for row in result.history)),
-            f"cv/{objective.metric}": best["cv_score"],
-        }
-        run.log_metrics({name: value for name, value in metrics.items() if name != "train/loss"})
-        save_network(
-            out,
-            chosen.network,
-            chosen.network_kwargs,
-            result.network,
-            extra={
-                "arm": arm,
-                "activation": ACTIVATIONS[chosen.loss],
-                "preprocess": settings.preprocess.model_dump(mode="json"),
-                "trained_on": len(participants),
-            },
-        )
-        write_table(out / "history.csv", pd.DataFrame(result.history))
+        fitted = fit_arm(objective, chosen, seed, train=participants, state=state, run=run)
+        metrics = _time_taken(fitted) | tracking.grouped("cv", best["cv_scores"])
+        run.log_metrics(metrics)
+        _save(out, settings, arm, chosen, fitted, len(participants))
+        write_table(out / "history.csv", pd.DataFrame(fitted.result.history))
         log_model_of(run, out)
-        write_json(out / "run.json", tracking.run_record(run, params, metrics, lineage))
-    shutil.rmtree(state, ignore_errors=True)
+        metrics |= {"train/loss": fitted.result.history[-1]["loss"]}
+        write_json(out / "run.json", tracking.run_record(run, params | init_params(fitted.init), metrics, lineage))
+        spent = _train_rivals(settings, seed, objective, best, participants, run)
+    # Only now: a killed process finds all that was trained again, and trains none of it twice.
+    for folder in (state, *spent):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _train_rivals(
+    settings: ArmParams,
+    seed: int,
+    objective: Objective,
+    best: Mapping[str, Any],
+    participants: Sequence[str],
+    model: tracking.Run,
+) -> list[Path]:
+    """Write models/<arm>/rivals, a folder for each rival in best.json; returns where their states are kept."""
+    out = layout.models(objective.arm) / "rivals"
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
+    states = []
+    for name, rival in best["rivals"].items():
+        chosen = with_overrides(settings.train, rival["overrides"])
+        state = state_folder(objective.arm, "rival", seed, chosen, {"rival": name})
+        with tracking.run(
+            objective.arm,
+            tracking.run_name("rival", name),
+            parent_id=model.id,
+            tags={"kind": "rival", "study_run_id": best["study_run_id"]},
+            params={"seed": seed, "train": chosen.model_dump(mode="json")},
+            state=state / "run.json",
+        ) as run:
+            fitted = fit_arm(objective, chosen, seed, train=participants, state=state, run=run)
+            run.log_metrics(_time_taken(fitted) | {f"cv/{objective.metric}": rival["cv_score"]})
+            _save(out / name, settings, objective.arm, chosen, fitted, len(participants))
+        states.append(state)
+    return states
+
+
+def _time_taken(fitted: Fitted) -> dict[str, float]:
+    return {"time/train_s": float(sum(row["seconds"] for row in fitted.result.history))}
+
+
+def _save(folder: Path, settings: ArmParams, arm: str, chosen: Train, fitted: Fitted, trained_on: int) -> None:
+    """model.safetensors and model.json, with all that inference must know."""
+    save_network(
+        folder,
+        chosen.network,
+        fitted.network_kwargs,
+        fitted.result.network,
+        extra={
+            "arm": arm,
+            "activation": ACTIVATIONS[chosen.loss],
+            "preprocess": settings.preprocess.model_dump(mode="json"),
+            "inputs": list(fitted.inputs),
+            "target": fitted.target,
+            "init": fitted.init,
+            "trained_on": trained_on,
+        },
+    )
 
 
 def log_model_of(run: tracking.Run, folder: Path) -> str:
     """URI of the model in `folder`, logged to `run` with its signature; the same files give the same URI."""
-    network, _ = load_network(folder)
-    channels = next(parameter for parameter in network.parameters() if parameter.ndim > 1).shape[1]
+    network, described = load_network(folder)
+    first = next(parameter for parameter in network.parameters() if parameter.ndim > 1)
+    channels = described["kwargs"].get("in_channels", first.shape[1])
     return tracking.log_model(
         run,
         folder,
@@ -297,80 +271,3 @@ def log_model_of(run: tracking.Run, folder: Path) -> str:
         ],
         code_path=Path(__file__).parent / "served_model.py",
     )
-
-
-def _fit(
-    arm: str,
-    chosen: Train,
-    seed: int,
-    *,
-    train: list[str],
-    validation: list[str],
-    state: Path,
-    objective: Objective,
-    run: tracking.Run,
-) -> FitResult:
-    """One training, its loss logged per epoch."""
-    values = chosen.model_dump()
-    network_name, network_kwargs = values.pop("network"), values.pop("network_kwargs")
-    torch.manual_seed(seed)
-
-    def on_epoch(epoch: int, row: Mapping[str, float]) -> None:
-        run.log_metrics({"train/loss": row["loss"], "train/learning_rate": row["learning_rate"]}, step=epoch)
-
-    def subjects(participants: list[str]) -> list[Subject]:
-        return [Subject(participant, layout.processed(arm) / participant) for participant in participants]
-
-    return fit(
-        build_network(network_name, **network_kwargs),
-        subjects(train),
-        subjects(validation),
-        settings=FitSettings(**values, seed=seed),
-        state_dir=state,
-        score=objective.of_subject if validation else None,
-        monitor=objective.metric,
-        mode=objective.mode,
-        on_epoch=on_epoch,
-    )
-
-
-def with_overrides(train: Train, overrides: Mapping[str, Any]) -> Train:
-    """`train` with the values a trial or a search chose; `network_kwargs.NAME` reaches into the network's arguments.
-
-    Raises
-    ------
-    InputError
-        If a name is no field of `train` or a value is out of its bounds.
-    """
-    content = train.model_dump()
-    for name, value in overrides.items():
-        if name.startswith("network_kwargs."):
-            content["network_kwargs"] = content["network_kwargs"] | {name.removeprefix("network_kwargs."): value}
-        else:
-            content[name] = value
-    try:
-        return type(train).model_validate(content)
-    except ValidationError as error:
-        problem = error.errors()[0]
-        name = ".".join(str(part) for part in problem["loc"])
-        raise InputError(
-            f"tune.space in params.yaml: {name} = {problem['input']!r} is not possible ({problem['msg'].lower()})."
-        ) from error
-
-
-def state_folder(arm: str, stage: str, seed: int, train: Train, chosen: Mapping[str, Any]) -> Path:
-    """Where a stage keeps what lets it resume: .reperfuse/<arm>/<fingerprint>/<stage> of the repository.
-
-    The fingerprint is a hash of the processed data's index, the folds, the parameters and the code, so state of
-    another experiment is never taken up. The number of trials and of workers is not in it: a search can be extended.
-    """
-    digest = sha256()
-    for path in (layout.processed(arm) / "index.csv", layout.folds_csv(arm)):
-        digest.update(path.read_bytes())
-    where_only = {"accelerator", "precision", "num_workers"}
-    digest.update(repr((seed, sorted(train.model_dump(exclude=where_only).items()), sorted(chosen.items()))).encode())
-    package = Path(__file__).parents[1]
-    for room in CODE:
-        for path in sorted([package / room] if room.endswith(".py") else (package / room).rglob("*.py")):
-            digest.update(path.read_bytes())
-    return tracking.repository_root() / ".reperfuse" / arm / digest.hexdigest()[:16] / stage

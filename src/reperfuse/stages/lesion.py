@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from reperfuse.imaging.volume import Volume
     from reperfuse.stages.assessment import Assessment, Predict
-    from reperfuse.stages.learning import Objective
+    from reperfuse.stages.fitting import Objective
 
 ARM = "lesion"
 
@@ -96,12 +96,14 @@ def train(params: Params) -> None:
 
 def _objective(params: Params) -> "Objective":
     from reperfuse.evaluation.metrics import dice
-    from reperfuse.stages.learning import Objective
+    from reperfuse.stages.fitting import Objective
 
     threshold = params.lesion.evaluate.probability_threshold
 
-    def score(probability: np.ndarray, target: np.ndarray, mask: np.ndarray) -> float:
-        return dice(probability > threshold, target > 0)
+    def score(
+        probability: np.ndarray, target: np.ndarray, mask: np.ndarray, spacing_mm: Sequence[float]
+    ) -> dict[str, float]:
+        return {"dice": dice(probability > threshold, target > 0)}
 
     return Objective(arm=ARM, metric="dice", higher_is_better=True, score=score)
 
@@ -123,7 +125,7 @@ def resolution(params: Params, *, model: str | None = None, out: Path | None = N
         _assessment(params, model=model, baselines=("baseline_threshold",)),
         levels=asked.thickness_mm,
         level_name="thickness_mm",
-        axes=asked.axes,
+        facets=asked.axes,
         degrade=lambda image, thickness, axis: thick_slices(image, thickness, axis, profile=asked.profile),
         out=study_folder(model, out),
     )

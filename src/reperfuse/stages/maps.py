@@ -15,13 +15,13 @@ from reperfuse.params import PerfusionMaps
 from reperfuse.perfusion.aif import doubts
 from reperfuse.perfusion.bolus import mean_curve
 from reperfuse.perfusion.concentration import negative_areas
-from reperfuse.perfusion.deconvolution import METHODS
 from reperfuse.perfusion.mismatch import mismatch_summary
 from reperfuse.perfusion.quality import quality_flags
 from reperfuse.preprocessing.brain import threshold_mask
 from reperfuse.preprocessing.motion import Motion, estimate_motion, realigned
 from reperfuse.stages import maps_chain as chain
 from reperfuse.stages.maps_input import Given, read_examination, read_given
+from reperfuse.stages.maps_method import Method, chosen_method, maps_by
 from reperfuse.stages.maps_output import clear, guard, write_all, write_summary
 
 WITHHELD_UNDER = ("no_bolus", "implausible_tr", "unmeasured_tissue", "doubtful_adc")
@@ -42,17 +42,16 @@ def maps(
 ) -> dict[str, Any]:
     """OUT/{cbf,cbv,mtt,tmax,ttp,delay}.nii.gz, aif.csv, motion.csv, summary.json and qc.png; returns the summary.
 
-    Without an artery rttp.nii.gz stands for the maps that need one. Without a bolus there is a summary alone, and the
-    error is raised after it is written. What an earlier run left in OUT goes once the input has been read.
+    With a learned method also tmax_sd and delay_sd. Without an artery rttp.nii.gz stands for the maps that need one.
+    Without a bolus there is a summary alone, and the error is raised after it is written. What an earlier run left in
+    OUT goes once the input has been read.
 
     Raises
     ------
     InputError
-        If the input cannot be used; no map is written then.
+        If the input cannot be used, or the method is not there; no map is written then.
     """
-    chosen = settings.method if method is None else method
-    if chosen not in METHODS:
-        raise InputError(f"--method is {chosen!r}: name one of {', '.join(METHODS)}.")
+    chosen = chosen_method(settings.method, "perfusion.maps.method") if method is None else chosen_method(method)
     inputs = [path for path in (source, mask, Path(aif), adc) if path is not None]
     guard(out, inputs)
     series, stated_tr_s = read_examination(source, te_s=te_s, tr_s=tr_s)
@@ -73,7 +72,7 @@ def _examined(
     given: Given,
     out: Path,
     settings: PerfusionMaps,
-    method: str,
+    method: Method,
     bar: Progress,
     evidence: dict[str, Any],
 ) -> dict[str, Any]:
@@ -113,12 +112,15 @@ def _examined(
 
     arteries = chain.arteries_of(bolus, given, settings)
     bar.advance(task)
-    found = chain.maps_of(bolus, arteries, settings, method)
+    found, of_method = maps_by(method, series, bolus, arteries, settings)
+    facts |= of_method | {"notes": facts["notes"] + of_method["notes"]}
     bar.advance(task)
     where = chain.counted_tissue(bolus, arteries, found, settings, series.spacing_mm)
     if settings.white_matter_normalisation and "tmax" in found:
         chain.normalise_to_white_matter(found, bolus, where, series.affine)
-    verdict, outlines, of_adc = chain.verdict_of(series, bolus, arteries, found, where, given, settings, method)
+    verdict, outlines, of_adc = chain.verdict_of(
+        series, bolus, arteries, found, where, given, settings, flow_method=method.deconvolution
+    )
     flags = quality_flags(**(evidence | _evidence(bolus, arteries, verdict) | of_adc))
     if {flag.name for flag in flags} & set(WITHHELD_UNDER):
         verdict["target_mismatch"] = None
@@ -170,11 +172,11 @@ def _evidence(bolus: chain.Bolus, arteries: chain.Arteries, verdict: dict[str, A
 
 
 def _facts(
-    series: Volume, brain: np.ndarray, given: Given, motion: Motion | None, settings: PerfusionMaps, method: str
+    series: Volume, brain: np.ndarray, given: Given, motion: Motion | None, settings: PerfusionMaps, method: Method
 ) -> dict[str, Any]:
     """What the summary says whatever is found."""
     known = None if motion is None else motion.displacement_mm[np.isfinite(motion.displacement_mm)]
-    return {
+    return method.facts | {
         "te_s": series.te_s,
         "tr_s": series.tr_s,
         "n_frames": series.n_frames,
@@ -183,7 +185,6 @@ def _facts(
         "motion_mm_max": None if known is None or not known.size else float(known.max()),
         "motion_corrected": motion is not None and motion.applied,
         "frames_lost": 0 if motion is None else int(np.count_nonzero(motion.lost)),
-        "method": method,
         "settings": settings.model_dump(mode="json"),
         "notes": list(series.notes),
         "reperfuse": __version__,

@@ -54,8 +54,10 @@ class Bolus:
     """When the mean tissue leaves its baseline [s]."""
     ceiling: np.ndarray
     """ΔR2* above which a voxel's signal is in the noise floor, shape (I, J, K) [1/s]."""
+    noise: np.ndarray
+    """Standard deviation of ΔR2* before the bolus, shape (I, J, K) [1/s]; 0 where there is no signal."""
     voxel_noise: float
-    """Median standard deviation of ΔR2* over the brain [1/s]."""
+    """Its median over the brain [1/s]."""
     s0: np.ndarray
     """Mean signal before the bolus, shape (I, J, K)."""
 
@@ -63,6 +65,11 @@ class Bolus:
     def curves(self) -> np.ndarray:
         """ΔR2* of the brain, shape (n, T) [1/s]."""
         return np.asarray(self.image[self.brain])
+
+    @property
+    def brain_noise(self) -> np.ndarray:
+        """Standard deviation of these curves before the bolus, shape (n,) [1/s]."""
+        return np.asarray(self.noise[self.brain])
 
 
 @dataclass(frozen=True)
@@ -106,6 +113,7 @@ def bolus_of(series: Volume, brain: np.ndarray, mean_signal: np.ndarray) -> Bolu
         curves = resample_time(curves, times, even)
     sigma = noise_sigma(series.data, baseline)
     s0 = mean_image(series.data[..., baseline])
+    noise = np.divide(sigma, s0 * series.te_s, out=np.zeros_like(s0), where=s0 > 0)
     lit = brain & (s0 > 0) & (curves != 0).any(axis=3)
     return Bolus(
         brain=brain,
@@ -114,9 +122,22 @@ def bolus_of(series: Volume, brain: np.ndarray, mean_signal: np.ndarray) -> Bolu
         baseline=slice(*np.searchsorted(even, times[[baseline.start, baseline.stop]] - series.tr_s / 2)),
         arrival_s=float(times[arrival]),
         ceiling=reliable_ceiling(series.data, series.te_s, baseline, sigma=sigma),
-        voxel_noise=float(np.median(sigma[lit] / s0[lit])) / series.te_s,
+        noise=noise,
+        voxel_noise=float(np.median(noise[lit])),
         s0=s0,
     )
+
+
+def steady_series(series: Volume, bolus: Bolus) -> Volume:
+    """The signal that the curves stand for, S0·exp(−TE·ΔR2*), shape (I, J, K, T): whole, steady and at even times.
+
+    Where the series was all that, it is the series; a voxel that was not measured is level.
+    """
+    assert series.te_s is not None
+    signal = np.exp(-series.te_s * bolus.image)
+    signal *= bolus.s0[..., None]
+    times = np.arange(signal.shape[3]) * bolus.dt
+    return Volume(signal, series.affine, frame_times_s=times, te_s=series.te_s, tr_s=bolus.dt)
 
 
 def arteries_of(bolus: Bolus, given: Given, settings: PerfusionMaps) -> Arteries:
@@ -201,9 +222,13 @@ def verdict_of(
     where: np.ndarray,
     given: Given,
     settings: PerfusionMaps,
-    method: str,
+    *,
+    flow_method: str,
 ) -> tuple[dict[str, Any], dict[str, Any], dict[str, float]]:
-    """Volumes and mismatch for the summary, late tissue and core for the page, and how well the ADC map fits."""
+    """Volumes and mismatch for the summary, late tissue and core for the page, and how well the ADC map fits.
+
+    `flow_method` is the deconvolution that gave CBF, whatever gave Tmax.
+    """
     voxel_ml = voxel_ml_of(series)
     islands: Any = {"min_island_ml": settings.minimum_island_ml}
     tmax = found.get("tmax")
@@ -222,7 +247,7 @@ def verdict_of(
         }
     elif tmax is not None:
         flow = found["cbf"]
-        if method not in FLOW_METHODS:
+        if flow_method not in FLOW_METHODS:
             flow = maps_of(bolus, arteries, settings, FLOW_METHODS[0])["cbf"]
         core = mismatch.rcbf_core(
             flow, tmax, where, series.affine, brain=bolus.brain, rcbf=settings.core_rcbf, **islands

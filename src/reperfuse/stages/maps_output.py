@@ -21,10 +21,29 @@ from reperfuse.stages.maps_chain import RTTP, Arteries, Bolus
 from reperfuse.stages.maps_input import AIF_COLUMN
 from reperfuse.stages.processed import write_table
 
-SPELT = {"cbf": "CBF", "cbv": "CBV", "mtt": "MTT", "tmax": "Tmax", "ttp": "TTP", "delay": "delay", RTTP: "rTTP"}
+SPREADS = ("tmax_sd", "delay_sd")
+"""Standard deviations of what a network gives."""
+
+SPELT = {
+    "cbf": "CBF",
+    "cbv": "CBV",
+    "mtt": "MTT",
+    "tmax": "Tmax",
+    "ttp": "TTP",
+    "delay": "delay",
+    RTTP: "rTTP",
+    "tmax_sd": "Tmax_SD",
+    "delay_sd": "delay_SD",
+}
 """Map to its name in the header, where its unit follows."""
 
-WRITTEN = (*(f"{name}.nii.gz" for name in (*MAPS, RTTP)), "aif.csv", "motion.csv", "summary.json", "qc.png")
+UNIT = {**UNITS, **dict.fromkeys((RTTP, *SPREADS), "s")}
+"""Unit of each map that may be written."""
+
+ON_THE_PAGE = ("cbf", "cbv", "mtt", "tmax", "tmax_sd", "ttp", "delay", RTTP)
+"""Maps drawn on the page, in this order: of the two spreads that of Tmax, which volumes are counted on."""
+
+WRITTEN = (*(f"{name}.nii.gz" for name in (*MAPS, RTTP, *SPREADS)), "aif.csv", "motion.csv", "summary.json", "qc.png")
 
 DOTS_PER_INCH = 110
 """Of qc.png: small print is readable on a screen at full size."""
@@ -80,7 +99,7 @@ def write_all(
     if motion is not None:
         write_motion(out, motion, series.frame_times_s)
     page = qc_figure(
-        found,
+        {name: found[name] for name in ON_THE_PAGE if name in found},
         brain=bolus.brain,
         affine=series.affine,
         baseline_image=bolus.s0,
@@ -104,8 +123,7 @@ def write_all(
 def write_images(out: Path, found: dict[str, np.ndarray], affine: np.ndarray) -> None:
     """A NIfTI file per map, float32, its name and unit in the header's `descrip`."""
     for name, values in found.items():
-        unit = UNITS.get(name, "s")
-        save_volume(out / f"{name}.nii.gz", Volume(values, affine), description=f"{SPELT[name]} [{unit}]")
+        save_volume(out / f"{name}.nii.gz", Volume(values, affine), description=f"{SPELT[name]} [{UNIT[name]}]")
 
 
 def write_curves(out: Path, dt: float, aif: Aif | None, vof: Aif | None, tissue: np.ndarray) -> None:

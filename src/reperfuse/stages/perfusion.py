@@ -1,6 +1,7 @@
 """The perfusion arm: DSC series with a reference Tmax in, a Tmax model and what it is worth out."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
     from reperfuse.imaging.volume import Volume
     from reperfuse.stages.assessment import Assessment, Predict
-    from reperfuse.stages.learning import Objective
+    from reperfuse.stages.fitting import Objective
 
 ARM = "perfusion"
 
@@ -38,63 +39,47 @@ def cohort(params: Params) -> None:
 
 
 def preprocess(params: Params) -> None:
-    """data/processed/perfusion: scaled signal on the network's frames, reference Tmax [s], brain masks."""
+    """data/processed/perfusion: channels and targets that networks may choose among, and brain masks.
+
+    A patient without the artery that a channel or a target needs is left out with a sentence; the others go on.
+    """
     from rich.progress import track
 
+    from reperfuse.errors import InputError
     from reperfuse.imaging.volume import load_volume
+    from reperfuse.perfusion.aif import NoArtery
+    from reperfuse.preprocessing.brain import threshold_mask
+    from reperfuse.stages.perfusion_inputs import Examination, learned_targets, network_input
     from reperfuse.stages.processed import read_cohort, write_index, write_subject
 
+    settings = params.perfusion.preprocess
     for row in track(read_cohort(ARM).to_dict("records"), description="preprocess perfusion"):
-        volume = load_volume(layout.bids(ARM) / row["image"])
-        array, brain = network_input(volume, params.perfusion.preprocess)
+        path = layout.bids(ARM) / row["image"]
+        volume, reference = load_volume(path), load_volume(layout.bids(ARM) / row["reference"])
+        scan = Examination(volume, threshold_mask(volume.data, settings.threshold_fraction))
+        try:
+            array, brain, groups = network_input(volume, settings, scan=scan)
+            targets = learned_targets(reference, scan, settings.targets)
+        except NoArtery as error:
+            print(f"{row['participant_id']} is left out: {error}")
+            continue
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from error
         write_subject(
             layout.processed(ARM) / row["participant_id"],
             array,
-            load_volume(layout.bids(ARM) / row["reference"]).data.astype(np.float32),
+            targets,
             brain,
-            {"affine": volume.affine.tolist(), "image": row["image"], "reference": row["reference"]},
+            {
+                "affine": volume.affine.tolist(),
+                "image": row["image"],
+                "reference": row["reference"],
+                "inputs": groups,
+                "targets": settings.targets,
+            },
+            dtype=np.float16,
         )
     write_index(ARM)
-
-
-def network_input(volume: "Volume", settings: PerfusionPreprocess) -> tuple[np.ndarray, np.ndarray]:
-    """What the network sees, shape (n_frames, I, J, K) in 0–1, and the brain mask (I, J, K).
-
-    The protocol of Sossin et al. 2021: threshold skull strip, signal scaled to 0–1 by the patient's extremes.
-    We add a common time axis (other TR and frame counts are interpolated onto it) and, with `align_bolus`,
-    a common arrival: the network sees no arterial input, so without it a late injection reads as a late Tmax.
-    """
-    from reperfuse.perfusion.concentration import bolus_arrival
-    from reperfuse.preprocessing.brain import threshold_mask
-    from reperfuse.preprocessing.geometry import resample_time
-    from reperfuse.preprocessing.intensity import zero_one
-
-    brain = threshold_mask(volume.data, settings.threshold_fraction)
-    seconds = frame_times_s(volume)
-    times = np.arange(settings.n_frames) * settings.tr_s
-    if settings.align_bolus:
-        arrival = bolus_arrival(volume.data[brain].mean(axis=0))
-        times = times + seconds[arrival] - settings.bolus_frame * settings.tr_s
-    frames = resample_time(volume.data, seconds, times)
-    frames = zero_one(frames * brain[..., None])
-    return np.moveaxis(frames, -1, 0), brain
-
-
-def frame_times_s(series: "Volume") -> np.ndarray:
-    """When each frame was taken, from its times or else its TR, shape (T,) [s].
-
-    Raises
-    ------
-    InputError
-        If the series has neither.
-    """
-    from reperfuse.errors import InputError
-
-    if series.frame_times_s is not None:
-        return series.frame_times_s
-    if series.tr_s is None:
-        raise InputError("A DSC series has neither FrameTimes nor RepetitionTime in its sidecar: run ingest again.")
-    return np.arange(series.n_frames) * series.tr_s
 
 
 def folds(params: Params) -> None:
@@ -110,93 +95,209 @@ def tune(params: Params, *, join: bool = False) -> None:
     The square keeps the late tissue in view: by mean absolute error a map that is right nearly everywhere and misses
     the hypoperfused tenth wins.
     """
+    from dataclasses import replace
+
     from reperfuse.stages.learning import tune_arm
 
-    tune_arm(params.perfusion, params.seed, _objective(), join=join)
+    objective = _objective(params)
+    if objective.metric == "rmse_s":
+        objective = replace(objective, baselines=_deconvolved)
+    tune_arm(params.perfusion, params.seed, objective, join=join)
 
 
 def train(params: Params) -> None:
     """models/perfusion: the network trained on all training patients."""
     from reperfuse.stages.learning import train_arm
 
-    train_arm(params.perfusion, params.seed, _objective())
+    train_arm(params.perfusion, params.seed, _objective(params))
 
 
-def _objective() -> "Objective":
-    from reperfuse.stages.learning import Objective
+def _objective(params: Params) -> "Objective":
+    """What the search scores: Tmax as the hold-out is scored, any other map by its errors in its own unit."""
+    from reperfuse.stages.fitting import Objective
+    from reperfuse.stages.perfusion_inputs import TMAX
 
-    def score(tmax: np.ndarray, reference: np.ndarray, mask: np.ndarray) -> float:
-        return float(np.sqrt(np.square(tmax - reference)[mask > 0].mean()))
+    asked = params.perfusion
+    choices = asked.tune.space.get("target", {}).get("choices", [asked.train.target])
+    if {choice or asked.preprocess.targets[0] for choice in choices} != {TMAX}:
+        return Objective(arm=ARM, metric="rmse", higher_is_better=False, score=_map_scores, starts_at_mean=True)
+    return Objective(
+        arm=ARM,
+        metric="rmse_s",
+        higher_is_better=False,
+        score=partial(_search_scores, threshold_s=asked.evaluate.tmax_threshold_s),
+        starts_at_mean=True,
+    )
 
-    return Objective(arm=ARM, metric="rmse_s", higher_is_better=False, score=score)
+
+SEARCH_METRICS = ("rmse_s", "mse_s2", "mae_s", "ssim", "dice", "volume_difference_ml", "volume_error_ml")
+"""Of `evaluation.metrics.tmax_scores`, what the search keeps of each validation patient."""
+
+
+def _search_scores(
+    tmax: np.ndarray, reference: np.ndarray, mask: np.ndarray, spacing_mm: Sequence[float], *, threshold_s: float
+) -> dict[str, float]:
+    """`SEARCH_METRICS` of a prediction, each NaN where it is undefined or the prediction is no map."""
+    from reperfuse.evaluation.metrics import tmax_scores
+
+    if not np.isfinite(tmax[mask > 0]).all():
+        return dict.fromkeys(SEARCH_METRICS, np.nan)
+    scores = tmax_scores(tmax, reference, mask, spacing_mm, threshold_s=threshold_s)
+    return {name: np.nan if (value := scores[name]) is None else value for name in SEARCH_METRICS}
+
+
+def _map_scores(
+    predicted: np.ndarray, reference: np.ndarray, mask: np.ndarray, spacing_mm: Sequence[float]
+) -> dict[str, float]:
+    """Errors of a map inside the brain in its own unit, and SSIM and r, which can be compared between maps.
+
+    SSIM's dynamic range is the 99th percentile of the reference, as each map has its own.
+    """
+    from reperfuse.evaluation.metrics import structural_similarity
+
+    inside = mask > 0
+    x, y = predicted[inside].astype(np.float64), reference[inside].astype(np.float64)
+    scores = dict.fromkeys(("rmse", "mae", "ssim", "pearson_r"), np.nan)
+    if not np.isfinite(x).all():
+        return scores
+    scores |= {"rmse": float(np.sqrt(np.square(x - y).mean())), "mae": float(np.abs(x - y).mean())}
+    if (most := float(np.percentile(y, 99))) > 0:
+        scores["ssim"] = structural_similarity(predicted, reference, inside, data_range=most)
+    if min(x.std() / max(abs(x.mean()), 1e-12), y.std()) > 1e-6:
+        scores["pearson_r"] = float(np.corrcoef(x, y)[0, 1])
+    return scores
+
+
+def _deconvolved(participant: str) -> dict[str, np.ndarray]:
+    """Tmax [s] of a processed patient by deconvolution, method to (I, J, K); none where no artery is found."""
+    from reperfuse.imaging.volume import load_volume
+    from reperfuse.perfusion.aif import NoArtery
+    from reperfuse.stages.perfusion_inputs import TMAX, Examination
+    from reperfuse.stages.processed import description
+
+    series = load_volume(layout.bids(ARM) / description(ARM, participant)["image"])
+    brain = np.load(layout.processed(ARM) / participant / "mask.npy") > 0
+    try:
+        passage = Examination(series, brain).passage
+    except NoArtery:
+        return {}
+    return {f"baseline_{method}": passage.maps(method)[TMAX] for method in ("ssvd", "osvd")}
 
 
 def evaluate(params: Params) -> None:
-    """results/perfusion/evaluate: the hold-out, the model beside the training mean and plain SVD."""
+    """results/perfusion/evaluate: the hold-out; the model beside its rivals and what it must beat (`BASELINES`)."""
     from reperfuse.stages.assessment import evaluate_arm
 
-    evaluate_arm(_assessment(params))
+    evaluate_arm(_assessment(params, rivals=True))
 
 
 def resolution(params: Params, *, model: str | None = None, out: Path | None = None) -> None:
-    """results/perfusion/resolution: the same scores as the series is sampled more sparsely in time."""
-    from reperfuse.imaging.volume import Volume
-    from reperfuse.preprocessing.geometry import resample_time
-    from reperfuse.stages.assessment import resolution_arm, study_folder
+    """results/perfusion/resolution: the same scores as the series gets sparser in time and noisier."""
+    from reperfuse.preprocessing.brain import threshold_mask
+    from reperfuse.stages.assessment import Reached, resolution_arm, study_folder
+    from reperfuse.stages.perfusion_inputs import frame_times_s
+    from reperfuse.stages.perfusion_resolution import degraded, within_reach
 
-    def thinned(series: Volume, tr_s: float, axis: str) -> Volume:
-        seconds = frame_times_s(series)
-        times = np.arange(seconds[0], seconds[-1] + 1e-6, tr_s)
-        frames = resample_time(series.data, seconds, times)
-        return Volume(frames, series.affine, frame_times_s=times, te_s=series.te_s, tr_s=tr_s)
+    fraction = params.perfusion.preprocess.threshold_fraction
+
+    def degrade(series: "Volume", tr_s: float, snr: float) -> "Volume":
+        brain = threshold_mask(series.data, fraction)
+        return degraded(series, frame_times_s(series), tr_s, snr, brain, seed=params.seed)
+
+    def reach(series: "Volume", tr_s: Sequence[float], snr: Sequence[float]) -> "Reached":
+        return within_reach(series, frame_times_s(series), threshold_mask(series.data, fraction), tr_s, snr)
 
     resolution_arm(
-        _assessment(params, model=model, baselines=("baseline_ssvd",)),
+        _assessment(params, model=model, baselines=("baseline_learned", "baseline_osvd", "baseline_ssvd")),
         levels=params.perfusion.resolution.tr_s,
         level_name="tr_s",
-        axes=("t",),
-        degrade=thinned,
+        facets=params.perfusion.resolution.snr,
+        degrade=degrade,
+        reach=reach,
         out=study_folder(model, out),
     )
 
 
+BASELINES = ("baseline_mean", "baseline_ssvd", "baseline_osvd", "baseline_learned")
+"""What the model must beat: the mean of the training patients, two deconvolutions, and the network that ships with the
+package, trained on simulations alone."""
+
+
 def _assessment(
-    params: Params, *, model: str | None = None, baselines: Sequence[str] = ("baseline_mean", "baseline_ssvd")
+    params: Params, *, model: str | None = None, baselines: Sequence[str] = BASELINES, rivals: bool = False
 ) -> "Assessment":
-    """How the perfusion arm is judged: seconds of error inside the brain, and hypoperfused volume."""
+    """How the perfusion arm is judged: seconds of error inside the brain, and hypoperfused volume.
+
+    A method that needs an artery has no prediction for a series without one. With `rivals` those that were trained
+    beside the pipeline's own model (models/perfusion/rivals) are judged too.
+    """
     from reperfuse.evaluation.metrics import tmax_scores
     from reperfuse.imaging.volume import load_volume
-    from reperfuse.perfusion.maps import perfusion_maps
+    from reperfuse.perfusion.aif import NoArtery
+    from reperfuse.perfusion.maps import image_of
     from reperfuse.preprocessing.brain import threshold_mask
     from reperfuse.stages.assessment import Assessment, Case
+    from reperfuse.stages.learned import learned_maps, load_learned
+    from reperfuse.stages.perfusion_inputs import TMAX, Examination, Passage, predicted_tmax
     from reperfuse.stages.processed import description, training_arrays
-    from reperfuse.stages.trained import load_model
+    from reperfuse.stages.trained import TrainedModel, load_model
 
     settings = params.perfusion.evaluate
     trained = load_model(ARM, model, PerfusionPreprocess)
 
-    def brain_of(series: "Volume") -> np.ndarray:
-        return threshold_mask(series.data, trained.preprocess.threshold_fraction)
+    # The methods take turns on one series: its brain, bolus and artery are found once.
+    @lru_cache(maxsize=2)
+    def examined(series: "Volume") -> Examination:
+        return Examination(series, threshold_mask(series.data, trained.preprocess.threshold_fraction))
 
     def load(participant: str) -> Case:
         paths = description(ARM, participant)
         return Case(load_volume(layout.bids(ARM) / paths["image"]), load_volume(layout.bids(ARM) / paths["reference"]))
 
-    def predict(series: "Volume") -> np.ndarray:
-        array, brain = network_input(series, trained.preprocess)
-        return trained.predict(array) * brain
+    def by_network(used: TrainedModel[PerfusionPreprocess]) -> "Predict":
+        def predict(series: "Volume") -> np.ndarray | None:
+            try:
+                return predicted_tmax(series, used, scan=examined(series))
+            except NoArtery:
+                return None
+
+        return predict
+
+    def deconvolved_tmax(method: str, passage: Passage) -> np.ndarray:
+        return passage.maps(method)[TMAX]
+
+    def by_physics(tmax_of: Callable[[Passage], np.ndarray]) -> "Predict":
+        def predict(series: "Volume") -> np.ndarray | None:
+            try:
+                passage = examined(series).passage
+            except NoArtery:
+                return None
+            return tmax_of(passage)
+
+        return predict
 
     def score(tmax: np.ndarray, case: Case) -> dict[str, float | None]:
-        return tmax_scores(
-            tmax, case.truth.data, brain_of(case.image), case.truth.spacing_mm, threshold_s=settings.tmax_threshold_s
-        )
+        brain, spacing_mm = examined(case.image).brain, case.truth.spacing_mm
+        return tmax_scores(tmax, case.truth.data, brain, spacing_mm, threshold_s=settings.tmax_threshold_s)
 
-    methods: dict[str, Predict] = {"model": predict}
+    methods: dict[str, Predict] = {"model": by_network(trained)}
+    for folder in sorted((layout.models(ARM) / "rivals").glob("*/")) if rivals else ():
+        methods[f"rival_{folder.name}"] = by_network(load_model(ARM, str(folder), PerfusionPreprocess))
     if "baseline_mean" in baselines:
-        mean_s = float(np.mean([target[mask > 0].mean() for _, target, mask in training_arrays(ARM)]))
-        methods["baseline_mean"] = lambda series: mean_s * brain_of(series)
-    if "baseline_ssvd" in baselines:
-        methods["baseline_ssvd"] = lambda series: perfusion_maps(series, method="ssvd", mask=brain_of(series))["tmax"]
+        means = [target[mask > 0].mean() for _, target, mask in training_arrays(ARM, target=TMAX)]
+        methods["baseline_mean"] = lambda series: float(np.mean(means)) * examined(series).brain
+    for method in ("ssvd", "osvd"):
+        if f"baseline_{method}" in baselines:
+            methods[f"baseline_{method}"] = by_physics(partial(deconvolved_tmax, method))
+    if "baseline_learned" in baselines:
+        shipped = load_learned()
+
+        def learned_tmax(passage: Passage) -> np.ndarray:
+            bolus = passage.bolus
+            found, _ = learned_maps(bolus.curves, passage.aif, bolus.dt, bolus.brain_noise, shipped)
+            return image_of(found[TMAX], bolus.brain)
+
+        methods["baseline_learned"] = by_physics(learned_tmax)
     return Assessment(ARM, "mae_s", methods, load, lambda tmax, case: tmax, score, params.bootstrap(ARM))
 
 

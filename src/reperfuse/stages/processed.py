@@ -1,8 +1,9 @@
 """Processed subjects: the folder of arrays that preprocess writes and every later stage reads.
 
-`data/processed/<arm>/<participant_id>/` holds image.npy (C, I, J, K) float32, target.npy (1, I, J, K),
-mask.npy (I, J, K) uint8 and subject.json; `index.csv` beside them lists everyone with the hash of their
-arrays, so that a fingerprint of the data costs one small file.
+`data/processed/<arm>/<participant_id>/` holds image.npy (C, I, J, K), target.npy (M, I, J, K), mask.npy (I, J, K)
+uint8 and subject.json, which says, where there is a choice, which channels make which group (`inputs`, name to
+[start, stop]) and what the targets are called (`targets`); `index.csv` beside them lists everyone with the hash of
+their arrays, so that a fingerprint of the data costs one small file.
 """
 
 import hashlib
@@ -12,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import DTypeLike
 
 from reperfuse.errors import InputError
 from reperfuse.files import atomic_path, read_json, sha256_of, write_json
@@ -22,21 +24,37 @@ ARRAYS = ("image.npy", "target.npy", "mask.npy")
 
 
 def write_subject(
-    folder: Path, image: np.ndarray, target: np.ndarray, mask: np.ndarray, description: dict[str, Any]
+    folder: Path,
+    image: np.ndarray,
+    target: np.ndarray,
+    mask: np.ndarray,
+    description: dict[str, Any],
+    *,
+    dtype: DTypeLike = np.float32,
 ) -> None:
     """Write one subject's arrays and description, whole or not at all.
 
     Parameters
     ----------
     image : shape (C, I, J, K)
-    target : shape (I, J, K)
+    target : shape (I, J, K) for one, (M, I, J, K) for several
     mask : shape (I, J, K), bool
-    description : JSON content; holds at least `affine`
+    description : JSON content; holds at least `affine`, and `inputs` and `targets` where there is a choice
+    dtype : of the stored image; half precision takes half the room and errs by 1 in 2000 at most
+
+    Raises
+    ------
+    ValueError
+        If a channel is not finite, or too large for `dtype`.
     """
+    with np.errstate(over="ignore"):
+        stored = np.ascontiguousarray(image, dtype=dtype)
+    if not np.isfinite(stored).all():
+        raise ValueError(f"the image of {folder.name} holds values that {np.dtype(dtype)} cannot hold")
     with atomic_path(folder) as inside:
         inside.mkdir()
-        np.save(inside / "image.npy", np.ascontiguousarray(image, dtype=np.float32))
-        np.save(inside / "target.npy", np.ascontiguousarray(target[None]))
+        np.save(inside / "image.npy", stored)
+        np.save(inside / "target.npy", np.ascontiguousarray(target if target.ndim == 4 else target[None]))
         np.save(inside / "mask.npy", mask.astype(np.uint8))
         write_json(inside / "subject.json", description)
 
@@ -93,6 +111,7 @@ def write_folds(arm: str, settings: Folds) -> None:
         holdout_fraction=settings.holdout_fraction,
         salt=settings.salt,
         group_by=settings.group_by,
+        holdout_count=settings.holdout_count,
     )
     write_table(layout.folds_csv(arm), table)
     held_out = int((table["side"] == "holdout").sum())
@@ -105,12 +124,19 @@ def read_folds(arm: str) -> pd.DataFrame:
     return folds[folds["participant_id"].isin(set(index["participant_id"]))].reset_index(drop=True)
 
 
-def training_arrays(arm: str) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """image (C, I, J, K), target and mask (I, J, K) of each training subject, memory-mapped, one at a time."""
+def training_arrays(
+    arm: str, *, inputs: tuple[str, ...] = (), target: str | None = None
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """image (C, I, J, K), target and mask (I, J, K) of each training subject, one at a time, memory-mapped.
+
+    `inputs` and `target` as of `training.samples.Subject`: all channels and the first target when not given.
+    """
+    from reperfuse.training.samples import Subject  # loads PyTorch, which few stages that read tables need
+
     folds = read_folds(arm)
     for participant in folds.loc[folds["side"] == "train", "participant_id"]:
-        image, target, mask = (np.load(layout.processed(arm) / participant / name, mmap_mode="r") for name in ARRAYS)
-        yield image, target[0], mask
+        image, truth, mask = Subject(participant, layout.processed(arm) / participant, inputs, target).load()
+        yield image, truth[0], mask
 
 
 def description(arm: str, participant: str) -> dict[str, Any]:

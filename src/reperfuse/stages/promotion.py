@@ -20,6 +20,9 @@ from reperfuse.stages.scores import SCORES_TABLE, logged_names
 METRIC = {"lesion": "dice", "perfusion": "mae_s"}
 """What the gate compares, per arm."""
 
+BASELINE = "baseline_"
+"""What the names of the methods begin with that a model must beat."""
+
 
 @dataclass(frozen=True)
 class Decision:
@@ -64,6 +67,11 @@ def champion_scores(champion: tracking.Version) -> pd.DataFrame:
 def decide(scores: pd.DataFrame, champion: pd.DataFrame | None, metric: str, gate: Promote) -> Decision:
     """The gate: beat every baseline, and do not lose to the champion on the subjects both were scored on.
 
+    Baselines are the methods whose name starts with `baseline_`. Rivals, other networks that were trained beside the
+    model for comparison, decide nothing: the search chose among them before the hold-out was opened, and choosing again
+    by the hold-out would spend it. A baseline is compared on the subjects that both have a score for: deconvolution has
+    none where no artery is found.
+
     Parameters
     ----------
     scores, champion
@@ -74,12 +82,16 @@ def decide(scores: pd.DataFrame, champion: pd.DataFrame | None, metric: str, gat
         Margin in the metric's unit, and the least number of shared subjects.
     """
     sign = 1 if METRICS[metric].better == "higher" else -1
-    means = scores.groupby("method")[metric].mean()
-    for method, mean in means.drop(MODEL).items():
-        if not sign * (means[MODEL] - mean) > 0:
-            return Decision(False, f"its mean {metric} of {means[MODEL]:.3f} does not beat {method} with {mean:.3f}")
+    table = scores.pivot(index="participant_id", columns="method", values=metric)
+    if table[MODEL].isna().all():
+        return Decision(False, f"its {metric} is undefined for every hold-out subject")
+    for method in (name for name in map(str, table) if name.startswith(BASELINE)):
+        ours, theirs = table[[MODEL, method]].dropna().mean()  # both nan, and no obstacle, where they share nobody
+        if sign * (ours - theirs) <= 0:
+            return Decision(False, f"its mean {metric} of {ours:.3f} does not beat {method} with {theirs:.3f}")
     if champion is None:
-        return Decision(True, f"mean {metric} {means[MODEL]:.3f} beats every baseline, and there was no champion")
+        mean = table[MODEL].mean()
+        return Decision(True, f"mean {metric} {mean:.3f} beats every baseline, and there was no champion")
     both = [table[table["method"] == MODEL].set_index("participant_id")[metric] for table in (scores, champion)]
     shared = sorted(set(both[0].dropna().index) & set(both[1].dropna().index))
     if len(shared) < gate.minimum_subjects:

@@ -10,7 +10,7 @@ from reperfuse import tracking
 from reperfuse.evaluation import figures
 from reperfuse.evaluation.metrics import METRICS
 from reperfuse.evaluation.report import render_report
-from reperfuse.evaluation.resolution import curve
+from reperfuse.evaluation.resolution import FACETS, curve, facet_name
 from reperfuse.evaluation.summary import ranked_subjects
 from reperfuse.evaluation.tables import COLUMN_LABELS
 from reperfuse.files import read_json
@@ -20,6 +20,9 @@ from reperfuse.stages.processed import read_cohort, read_table
 
 Overlay = Callable[[str, Mapping[str, np.ndarray], str, Mapping[str, str]], Figure]
 """(participant, method to prediction on the truth's grid, title, method to caption) to a figure."""
+
+FLAT = ("baseline_empty", "baseline_mean")
+"""Methods that say the same of every voxel: scored, but nothing to look at."""
 
 
 def report_arm(
@@ -63,7 +66,7 @@ def report_arm(
     }
     for label, participant in ranked_subjects(scores, metric, n=n_overlays).items():
         rows = scores[scores["participant_id"] == participant].set_index("method")
-        shown = {method: rows.loc[method, metric] for method in rows.index if method != "baseline_empty"}
+        shown = {str(method): value for method, value in rows[metric].dropna().items() if method not in FLAT}
         page[f"overlay {label} {participant}"] = overlay(
             participant,
             {method: prediction(arm, participant, method) for method in shown},
@@ -74,8 +77,9 @@ def report_arm(
             },
         )
     curves = curve(study, level_name=level_name, seed=int(bootstrap["seed"]))
-    for axis in study["axis"].unique():
-        page[f"resolution {axis}"] = figures.score_curve(curves, metric, level_name=level_name, axis=axis)
+    for value in study[FACETS[level_name]].unique():
+        name = value if isinstance(value, str) else facet_name(level_name, value)
+        page[f"resolution {name}"] = figures.score_curve(curves, metric, level_name=level_name, at=value)
     path = layout.report(arm)
     render_report(
         path,

@@ -7,14 +7,16 @@ SCORES_TABLE = "tables/scores.csv"
 
 
 def logged_names(flat: Mapping[str, float]) -> dict[str, float]:
-    """Names under which MLflow groups the hold-out: `holdout/dice`, and `baseline/empty/dice` for the others.
+    """Names under which MLflow groups the hold-out: `holdout/dice`, `baseline/empty/dice`, `rival/unet3d/dice`.
 
     Examples
     --------
     >>> logged_names({"dice": 0.6, "baseline_empty/dice": 0.0})
     {'holdout/dice': 0.6, 'baseline/empty/dice': 0.0}
     """
-    return {
-        name.replace("baseline_", "baseline/", 1) if name.startswith("baseline_") else f"holdout/{name}": value
-        for name, value in flat.items()
-    }
+    return {_logged(name): value for name, value in flat.items()}
+
+
+def _logged(name: str) -> str:
+    group = name.split("_", 1)[0]
+    return name.replace("_", "/", 1) if group in ("baseline", "rival") else f"holdout/{name}"

@@ -26,6 +26,10 @@ class TrainedModel(Generic[Preprocess]):
     network: nn.Module
     activation: str
     preprocess: Preprocess
+    inputs: tuple[str, ...] = ()
+    """Groups of channels it takes, in this order; none where the arm has no groups, or had none when it was trained."""
+    target: str | None = None
+    """What it gives, where its arm has more than one target; None is the arm's first."""
 
     def predict(self, array: np.ndarray) -> np.ndarray:
         """Prediction, shape (I, J, K), for a preprocessed image, shape (C, I, J, K), in single precision on the CPU."""
@@ -48,4 +52,10 @@ def load_model(arm: str, model: str | None, preprocess: type[Preprocess]) -> Tra
     extra = described["extra"]
     if extra.get("arm") != arm:
         raise InputError(f"{model or folder} is a model of the arm {extra.get('arm')}, not {arm}: name another.")
-    return TrainedModel(network, extra["activation"], preprocess.model_validate(extra["preprocess"]))
+    return TrainedModel(
+        network,
+        extra["activation"],
+        preprocess.model_validate(extra["preprocess"]),
+        tuple(extra.get("inputs") or ()),
+        extra.get("target"),
+    )

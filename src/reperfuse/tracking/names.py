@@ -9,6 +9,7 @@ RUN_KINDS = {
     "study": "a search; its children are trials",
     "trial": "one proposal of the search; its children are folds",
     "fold": "one training of cross-validation",
+    "rival": "the best trial of another choice, trained like the model; its parent is the model's run",
     "model": "the final training; evaluate, resolution and report come back to it",
 }
 """First word of a run's name and its tag `kind`, by which the UI filters: tags.kind = 'model'."""
@@ -21,10 +22,15 @@ METRIC_GROUPS = {
     "baseline": "the same figures for methods without weights: baseline/METHOD/dice",
     "subject": "hold-out subject by subject; step = row of tables/scores.csv",
     "resolution": "the hold-out at lower resolution; step = slice thickness [mm], or repetition time [ms]",
+    "rival": "the same figures for rivals, trained like the model: rival/NAME/mae_s",
     "cohort": "how many subjects stand behind a number",
     "time": "durations [s]",
 }
 """First part of a metric's name: the UI draws one section of charts for each."""
+
+
+PRESET_VARIABLE = "REPERFUSE_EXPERIMENT"
+"""Environment variable that says which preset a run belongs to; it becomes the run's tag `experiment`."""
 
 
 def run_name(kind: str, *details: Any) -> str:

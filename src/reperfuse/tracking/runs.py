@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 from reperfuse.errors import InputError
 from reperfuse.files import read_json, write_json
-from reperfuse.tracking.names import RUN_KINDS, flattened, readable
+from reperfuse.tracking.names import PRESET_VARIABLE, RUN_KINDS, flattened, readable
 from reperfuse.tracking.store import client, experiment_id, store_lock
 
 if TYPE_CHECKING:
@@ -275,6 +276,8 @@ def _created(experiment: str, name: str, parent_id: str | None = None, **tags: s
         tags["mlflow.parentRunId"] = parent_id
     if (kind := name.split(" ")[0]) in RUN_KINDS:
         tags["kind"] = kind
+    if preset := os.environ.get(PRESET_VARIABLE):
+        tags["experiment"] = preset
     info = client().create_run(experiment_id(experiment), tags=tags, run_name=name).info
     return Run(info.run_id, experiment, name, tags.get("reperfuse.restored_from", info.run_id))
 

@@ -176,9 +176,9 @@ def fit(
     record = _Record(settings, train, network, state_dir, validate, monitor, mode, on_epoch)
     callbacks: list[lightning.Callback] = [record]
     if progress:
-        callbacks.append(_Bar(settings.epochs, steps))
+        callbacks.append(TrainingBar(settings.epochs, steps))
     resume = _readable_state(state_dir, record.about)
-    with _quiet():
+    with quiet():
         trainer = lightning.Trainer(
             max_epochs=settings.epochs,
             accelerator="gpu" if device.type == "cuda" else "cpu",
@@ -278,7 +278,7 @@ _MAY_CHANGE = ("accelerator", "precision", "num_workers", "predict_patch_size")
 """Settings a training may go on under although they differ: they move rounding or time, not the experiment."""
 
 
-class _Bar(lightning.Callback):
+class TrainingBar(lightning.Callback):
     """Epoch and loss as a bar on a terminal; elsewhere a line for every tenth of the epochs."""
 
     def __init__(self, epochs: int, steps: int) -> None:
@@ -287,6 +287,7 @@ class _Bar(lightning.Callback):
         self.bar: Progress | None = None
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Draw the bar, on a terminal."""
         if not self.console.is_terminal:
             return
         columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()]
@@ -295,10 +296,12 @@ class _Bar(lightning.Callback):
         self.task = self.bar.add_task("training", total=self.epochs * self.steps, completed=trainer.global_step)
 
     def on_train_batch_end(self, trainer: lightning.Trainer, *_: Any) -> None:
+        """Move it on by one step."""
         if self.bar:
             self.bar.advance(self.task)
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Say the epoch and its loss."""
         epoch = trainer.current_epoch + 1
         text = f"epoch {epoch}/{self.epochs}  loss {float(trainer.callback_metrics['loss']):.4f}"
         if self.bar:
@@ -375,7 +378,7 @@ def _run(trainer: lightning.Trainer, module: TrainingModule, loader: DataLoader,
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Lightning's hints about workers, devices and hosted services kept from the terminal."""
     loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
     levels = [logger.level for logger in loggers]

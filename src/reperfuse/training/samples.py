@@ -1,7 +1,8 @@
 """Training samples cut from memory-mapped volumes: nothing is held that grows with the cohort.
 
-A subject is a folder with `image.npy` (C, I, J, K) float32, `target.npy` (1, I, J, K) and `mask.npy`
-(I, J, K) uint8, the brain.
+A subject is a folder with `image.npy` (C, I, J, K) float32 or float16, `target.npy` (M, I, J, K) and `mask.npy`
+(I, J, K) uint8, the brain. Where `subject.json` names groups of channels (`inputs`) and targets (`targets`), a training
+chooses among them.
 """
 
 from collections import OrderedDict
@@ -16,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from reperfuse.errors import InputError
+from reperfuse.files import read_json
 
 Arrays = tuple[np.ndarray, np.ndarray, np.ndarray]
 
@@ -25,26 +27,54 @@ KEPT_VOXELS, KEPT_SUBJECTS = 2048, 256
 
 @dataclass(frozen=True)
 class Subject:
-    """Who a preprocessed folder belongs to, and where it is."""
+    """Who a preprocessed folder belongs to, where it is, and what of it is used."""
 
     participant_id: str
     folder: Path
+    inputs: tuple[str, ...] = ()
+    """Groups of channels, in this order; none is the whole image."""
+    target: str | None = None
+    """Name of the target; None is the first."""
 
     def load(self) -> Arrays:
-        """Image (C, I, J, K), target (1, I, J, K) and mask (I, J, K), memory-mapped: only what is read is loaded.
+        """Image (C, I, J, K), target (1, I, J, K) and mask (I, J, K).
+
+        Memory-mapped, so that only what is read is loaded, except an image of groups that are no neighbours in the
+        file, which is read whole.
 
         Raises
         ------
         InputError
-            If an array is missing, cut short, or of another shape than the image.
+            If an array is missing, cut short, or of another shape than the image, or a group or target is not there.
         """
+        parts, target, mask = self.parts()
+        return parts[0] if len(parts) == 1 else np.concatenate(parts), target, mask
+
+    def parts(self) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
+        """As `load`, all memory-mapped: the image as the runs of channels that it is put together from."""
         image, target, mask = (self._open(name) for name in ("image", "target", "mask"))
-        if image.ndim != 4 or target.shape != (1, *image.shape[1:]) or mask.shape != image.shape[1:]:
+        if image.ndim != 4 or target.ndim != 4 or not image.shape[1:] == target.shape[1:] == mask.shape:
             raise InputError(
                 f"{self.folder} holds an image {image.shape}, a target {target.shape} and a mask {mask.shape} that do "
                 "not belong together: run preprocess again."
             )
-        return image, target, mask
+        number = 0 if self.target is None else self._described("targets", "perfusion.preprocess.targets", self.target)
+        runs = [(0, len(image))]
+        if self.inputs:
+            runs = [self._described("inputs", "perfusion.preprocess.inputs", name) for name in self.inputs]
+            runs = _joined(runs)
+        return [image[start:stop] for start, stop in runs], target[number : number + 1], mask
+
+    def _described(self, key: str, parameter: str, name: str) -> Any:
+        """Where subject.json says that a group of channels (start, stop) or a target (its number) lies."""
+        there = read_json(self.folder / "subject.json").get(key, [])
+        if name not in there:
+            known = f"holds {', '.join(there)}" if there else "names none"
+            raise InputError(
+                f"{self.folder} has no {name} among its {key} (it {known}): "
+                f"add it to {parameter} in params.yaml and run preprocess again."
+            )
+        return tuple(there[name]) if isinstance(there, dict) else there.index(name)
 
     def _open(self, name: str) -> np.ndarray:
         path = self.folder / f"{name}.npy"
@@ -131,9 +161,11 @@ class PatchSamples(Dataset):
         rng = np.random.default_rng([self.seed, *divmod(index, self.n_samples)])
         turn, place = divmod(index, len(self.subjects))
         number = int(np.random.default_rng([self.seed, turn]).permutation(len(self.subjects))[place])
-        arrays = self.subjects[number].load()
-        if self.patch_size is not None:
-            arrays = _cut(arrays, self._corner(number, arrays, rng), self.patch_size)
+        parts, target, mask = self.subjects[number].parts()
+        if self.patch_size is None:
+            arrays = _whole(parts, target, mask)
+        else:
+            arrays = _cut(parts, target, mask, self._corner(number, target, rng), self.patch_size)
         image, target, mask = self.augment(arrays, rng)
         # A copy each time: a memory-mapped array is read-only, and a flipped one has negative strides.
         return {
@@ -142,13 +174,13 @@ class PatchSamples(Dataset):
             "mask": torch.from_numpy(np.array(mask[None] > 0)),
         }
 
-    def _corner(self, number: int, arrays: Arrays, rng: np.random.Generator) -> tuple[int, ...]:
+    def _corner(self, number: int, target: np.ndarray, rng: np.random.Generator) -> tuple[int, ...]:
         assert self.patch_size is not None
-        shape = arrays[0].shape[1:]
+        shape = target.shape[1:]
         room = [max(size - patch, 0) for size, patch in zip(shape, self.patch_size, strict=True)]
         corner = rng.integers(0, room, endpoint=True)
         if rng.random() < self.foreground_fraction:
-            voxels = self._foreground_of(number, arrays[1])
+            voxels = self._foreground_of(number, target)
             if len(voxels):
                 centre = np.unravel_index(voxels[rng.integers(len(voxels))], shape)
                 corner = np.clip(np.subtract(centre, np.array(self.patch_size) // 2), 0, room)
@@ -186,12 +218,37 @@ class EpochSampler(Sampler[int]):
         return iter(range(start, start + self.n_samples))
 
 
-def _cut(arrays: Arrays, corner: Sequence[int], patch_size: Sequence[int]) -> Arrays:
+def _joined(runs: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Runs of channels with those that follow each other in the file made one.
+
+    >>> _joined([(0, 60), (60, 226), (230, 235)])
+    [(0, 226), (230, 235)]
+    """
+    joined: list[tuple[int, int]] = []
+    for start, stop in runs:
+        if joined and joined[-1][1] == start:
+            start = joined.pop()[0]
+        joined.append((start, stop))
+    return joined
+
+
+def _whole(parts: Sequence[np.ndarray], target: np.ndarray, mask: np.ndarray) -> Arrays:
+    # In single precision from here on: the deviation of a half-precision image may not fit half precision.
+    return np.concatenate(parts, dtype=np.float32), np.asarray(target), np.asarray(mask)
+
+
+def _cut(
+    parts: Sequence[np.ndarray],
+    target: np.ndarray,
+    mask: np.ndarray,
+    corner: Sequence[int],
+    patch_size: Sequence[int],
+) -> Arrays:
     window: tuple[Any, ...] = (
         ...,
         *(slice(start, start + size) for start, size in zip(corner, patch_size, strict=True)),
     )
-    image, target, mask = (np.asarray(array[window]) for array in arrays)
+    image, target, mask = _whole([part[window] for part in parts], target[window], mask[window])
     missing = [(0, size - have) for size, have in zip(patch_size, mask.shape, strict=True)]
     if any(after for _, after in missing):
         image, target = (np.pad(array, [(0, 0), *missing]) for array in (image, target))

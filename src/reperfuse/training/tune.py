@@ -1,17 +1,12 @@
 """The one door to Optuna: a cross-validated search that resumes, prunes, and shares its work among processes."""
 
 import hashlib
-import itertools
 import json
 import math
-import os
-import re
 import shutil
 import time
-import uuid
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -19,7 +14,7 @@ from typing import Any
 
 import optuna
 import pandas as pd
-from filelock import FileLock, Timeout
+from filelock import FileLock
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.storages.journal import JournalFileBackend, JournalStorage
 from optuna.trial import FrozenTrial, TrialState
@@ -27,10 +22,20 @@ from optuna.trial import FrozenTrial, TrialState
 from reperfuse.errors import InputError
 from reperfuse.files import read_json, write_json
 from reperfuse.training.module import TrainingDiverged
+from reperfuse.training.space import Choices, Range, Space, grid, labelled, meant, read_space
+from reperfuse.training.workers import SystemLock, at_work, is_alive, mend_journal
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 Overrides = dict[str, Any]
+
+Scores = dict[str, float]
+"""Metric → value of one subject; nan where it is undefined."""
+
+ObjectiveForFold = Callable[[Overrides, int, Path], Sequence[Mapping[str, float | None]]]
+"""(overrides, fold, folder) → metrics of every validation subject, always in the same order."""
+
+OnFold = Callable[["Trial", int, list[Scores], bool], None]
 
 SUBJECTS_PER_FOLD = 100_000
 """Step ids of a fold start at a multiple of this, so that a subject has one id in all trials."""
@@ -51,8 +56,9 @@ class Trial:
     state: str = "running"
     """running, complete, pruned (a worse trial, not all folds done) or failed (diverged, undefined, or died thrice)."""
     value: float | None = None
-    """Mean over the subjects of all folds done."""
-    fold_scores: list[list[float]] = field(default_factory=list)
+    """Mean of the searched metric over the subjects of all folds done."""
+    fold_scores: list[list[Scores]] = field(default_factory=list)
+    """All metrics of each validation subject, fold by fold."""
     reason: str = ""
     """Why it failed."""
     continues: int | None = None
@@ -67,15 +73,19 @@ class StudySummary:
     best_overrides: Overrides
     best_value: float
     best_number: int
-    best_fold_scores: list[list[float]]
-    """Scores per fold of the best trial, in the order the objective gave them."""
+    best_fold_scores: list[list[Scores]]
+    """All metrics per fold and subject of the best trial, in the order the objective gave them."""
     trials: pd.DataFrame
-    """One row per trial: number, state, value, each searched name, fold_<k> means, continues, reason, seconds."""
+    """One row per trial: number, state, value, the mean of every other metric, each searched name, fold_<k> means of
+    the searched metric, continues, reason, seconds."""
+    records: list[Trial]
+    """The same trials with their values as they were given, without scores by fold."""
 
 
 def tune(
-    objective_for_fold: Callable[[Overrides, int, Path], Sequence[float]],
+    objective_for_fold: ObjectiveForFold,
     *,
+    metric: str,
     space: Mapping[str, Mapping[str, Any]],
     n_trials: int | None,
     n_folds: int,
@@ -87,10 +97,10 @@ def tune(
     first: Sequence[Overrides] = (),
     join: bool = False,
     on_start: Callable[[Trial], None] | None = None,
-    on_fold: Callable[[Trial, int, list[float], bool], None] | None = None,
+    on_fold: OnFold | None = None,
     on_trial: Callable[[Trial], None] | None = None,
 ) -> StudySummary:
-    """The best point of `space` by the mean score over the subjects of all folds, and the table of all trials.
+    """The best point of `space` by the mean of `metric` over the subjects of all folds, and the table of all trials.
 
     Every process that calls this with the same `state_dir` works on the same study until it holds `n_trials`.
     A trial whose process died is carried on by whoever notices, with its own parameters and the folds it had
@@ -100,9 +110,11 @@ def tune(
     Parameters
     ----------
     objective_for_fold
-        (overrides, fold, state_dir) → score per validation subject, always in the same order. Undefined scores
-        (nan) are left out. `state_dir` is the fold's own: what is left there is found again after a kill, and
-        removed when the fold is done.
+        (overrides, fold, state_dir) → metrics of every validation subject, always in the same order. Undefined ones
+        (nan or None) are left out. `state_dir` is the fold's own: what is left there is found again after a kill,
+        and removed when the fold is done.
+    metric
+        The one that decides; the others are kept and tabulated.
     space
         Name → `{low, high}` with optional `log`, `step`, or `{choices: [...]}`; whole bounds search whole numbers.
     n_trials
@@ -122,19 +134,21 @@ def tune(
     Raises
     ------
     InputError
-        If the space is at fault (the sentence names the key), if the state belongs to another search, or if no
-        trial succeeded.
+        If the space is at fault (the sentence names the key), if the state belongs to another search, if the
+        objective does not give `metric`, or if no trial succeeded.
 
     References
     ----------
     Akiba T et al. Optuna. KDD 2019:2623–2631. Watanabe S. arXiv:2304.11127 (TPE).
     """
-    distributions, labels = _distributions(space, sampler)
-    points = [_encoded(point, labels, distributions) for point in first]
+    if sampler not in ("tpe", "random", "grid"):
+        raise InputError(f"tune.sampler {sampler!r} is not known: choose tpe, random or grid.")
+    searched = read_space(space, choices_only=sampler == "grid")
+    points = [labelled(point, searched) for point in first]
     if sampler == "grid":
-        grid = [dict(zip(labels, row, strict=True)) for row in itertools.product(*labels.values())]
-        points += [point for point in grid if point not in points]
-        n_trials = min(n_trials or len(grid), len(grid))
+        whole = grid(searched)
+        points += [point for point in whole if point not in points]
+        n_trials = min(n_trials or len(whole), len(whole))
     if n_trials is None or n_trials < 1:
         raise InputError("tune.n_trials must be at least 1: give the number of trials.")
     if direction not in ("maximize", "minimize"):
@@ -144,10 +158,12 @@ def tune(
         raise InputError(f"{state_dir} holds no search to join: start the tune stage first.")
     (state_dir / "trials").mkdir(parents=True, exist_ok=True)
     about = {"space": {name: dict(spec) for name, spec in space.items()}, "n_folds": n_folds, "direction": direction}
+    about |= {"metric": metric}
+    distributions = {name: _distribution(dimension) for name, dimension in searched.items()}
     doorkeeper = FileLock(state_dir / "tune.lock")
     with doorkeeper:
         study = _open_study(state_dir, direction, about)
-    with _alive(state_dir) as worker:
+    with at_work(state_dir) as worker:
         while True:
             with doorkeeper:
                 _revive(study, state_dir)
@@ -159,26 +175,27 @@ def tune(
                 time.sleep(WAIT_S)
                 continue
             started = time.monotonic()
-            now = _record(study.trials[trial.number], labels)
+            now = _record(study.trials[trial.number], searched)
             if on_start:
                 on_start(now)
-            done = _run_trial(trial, now, objective_for_fold, n_folds, state_dir, prune, on_fold)
+            done = _run_trial(trial, now, objective_for_fold, metric, n_folds, state_dir, prune, on_fold)
             done = replace(done, seconds=time.monotonic() - started)
             with doorkeeper:
-                _tell(study, trial, done)
+                _tell(study, trial, done, metric)
             if on_trial:
                 on_trial(done)
-    return _summary(study, labels, direction, state_dir, n_folds)
+    return _summary(study, searched, direction, state_dir, n_folds)
 
 
 def _run_trial(
     trial: optuna.Trial,
     now: Trial,
-    objective_for_fold: Callable[[Overrides, int, Path], Sequence[float]],
+    objective_for_fold: ObjectiveForFold,
+    metric: str,
     n_folds: int,
     state_dir: Path,
     prune: bool,
-    on_fold: Callable[[Trial, int, list[float], bool], None] | None,
+    on_fold: OnFold | None,
 ) -> Trial:
     """The trial after its folds: complete, pruned or failed. Other exceptions leave it running, to be carried on."""
     folder = state_dir / "trials" / _key(trial.params, n_folds)
@@ -187,23 +204,25 @@ def _run_trial(
             scores, reused = _fold_scores(folder, fold, partial(objective_for_fold, now.overrides))
         except TrainingDiverged as error:
             return replace(now, state="failed", reason=str(error))
+        if any(metric not in of_subject for of_subject in scores):
+            raise InputError(f"The search goes by {metric!r}, which the objective does not give for every subject.")
         now = replace(now, fold_scores=[*now.fold_scores, scores])
-        defined = {fold * SUBJECTS_PER_FOLD + i: score for i, score in enumerate(scores) if math.isfinite(score)}
-        for step, score in defined.items():
-            trial.report(score, step)
+        for subject, of_subject in enumerate(scores):
+            if math.isfinite(of_subject[metric]):
+                trial.report(of_subject[metric], fold * SUBJECTS_PER_FOLD + subject)
         if on_fold:
             on_fold(now, fold, scores, reused)
         if prune and fold + 1 < n_folds and trial.should_prune():
-            return replace(now, state="pruned", value=_mean(now.fold_scores))
-    value = _mean(now.fold_scores)
+            return replace(now, state="pruned", value=mean_score(now.fold_scores, metric))
+    value = mean_score(now.fold_scores, metric)
     if value is None:
-        return replace(now, state="failed", reason="No subject had a defined score.")
+        return replace(now, state="failed", reason=f"No subject had a defined {metric}.")
     return replace(now, state="complete", value=value)
 
 
 def _fold_scores(
-    folder: Path, fold: int, objective: Callable[[int, Path], Sequence[float]]
-) -> tuple[list[float], bool]:
+    folder: Path, fold: int, objective: Callable[[int, Path], Sequence[Mapping[str, float | None]]]
+) -> tuple[list[Scores], bool]:
     """Scores of a fold, and whether they were there already. Two workers at the same point take turns."""
     folder.mkdir(parents=True, exist_ok=True)
     kept, room = folder / f"fold-{fold}.json", folder / f"fold-{fold}"
@@ -212,8 +231,8 @@ def _fold_scores(
             scores = _kept_scores(kept)
         else:
             room.mkdir(exist_ok=True)
-            scores = [float(score) for score in objective(fold, room)]
-            write_json(kept, [score if math.isfinite(score) else None for score in scores])
+            scores = [_scores(of_subject) for of_subject in objective(fold, room)]
+            write_json(kept, [{name: _defined(value) for name, value in row.items()} for row in scores])
         shutil.rmtree(room, ignore_errors=True)
     return scores, reused
 
@@ -260,7 +279,7 @@ def _revive(study: optuna.Study, state_dir: Path) -> None:
     for trial in trials:
         # Running without a worker: its process died between the asking and the naming, which share one lock.
         worker = trial.user_attrs.get("worker")
-        if trial.state != TrialState.RUNNING or (worker is not None and _is_alive(state_dir, worker)):
+        if trial.state != TrialState.RUNNING or (worker is not None and is_alive(state_dir, worker)):
             continue
         deaths = trial.user_attrs.get("deaths", 0) + 1
         params = trial.system_attrs.get("fixed_params", trial.params)
@@ -273,9 +292,11 @@ def _revive(study: optuna.Study, state_dir: Path) -> None:
         study.tell(trial.number, state=TrialState.FAIL)
 
 
-def _tell(study: optuna.Study, trial: optuna.Trial, done: Trial) -> None:
+def _tell(study: optuna.Study, trial: optuna.Trial, done: Trial, metric: str) -> None:
     trial.set_user_attr("seconds", done.seconds)
-    trial.set_user_attr("fold_means", [_mean([scores]) for scores in done.fold_scores])
+    trial.set_user_attr("fold_means", [mean_score([scores], metric) for scores in done.fold_scores])
+    means = metric_means(done.fold_scores)
+    trial.set_user_attr("others", {name: mean for name, mean in means.items() if name != metric})
     trial.set_user_attr("reason", done.reason)
     if done.value is None:
         study.tell(trial, state=TrialState.FAIL)
@@ -286,13 +307,13 @@ def _tell(study: optuna.Study, trial: optuna.Trial, done: Trial) -> None:
     study.tell(trial, done.value)
 
 
-def _record(trial: FrozenTrial, labels: Mapping[str, Mapping[Any, Any]]) -> Trial:
+def _record(trial: FrozenTrial, space: Space) -> Trial:
     """A trial of the journal in our words."""
     params = trial.system_attrs.get("fixed_params", {}) | trial.params
     state = {TrialState.COMPLETE: "complete", TrialState.FAIL: "failed"}.get(trial.state, "running")
     return Trial(
         number=trial.number,
-        overrides={name: labels[name][value] if name in labels else value for name, value in params.items()},
+        overrides=meant(params, space),
         state="pruned" if trial.user_attrs.get("pruned") else state,
         value=trial.value,
         reason=trial.user_attrs.get("reason", ""),
@@ -301,98 +322,60 @@ def _record(trial: FrozenTrial, labels: Mapping[str, Mapping[Any, Any]]) -> Tria
     )
 
 
-def _summary(
-    study: optuna.Study, labels: Mapping[str, Mapping[Any, Any]], direction: str, state_dir: Path, n_folds: int
-) -> StudySummary:
+def _summary(study: optuna.Study, space: Space, direction: str, state_dir: Path, n_folds: int) -> StudySummary:
     rows: list[dict[str, Any]] = []
-    complete: list[tuple[float, Trial]] = []
+    records: list[Trial] = []
     for frozen in study.get_trials(deepcopy=False):
         if "died" in frozen.user_attrs:
             continue  # its successor carries its parameters
-        trial = _record(frozen, labels)
+        trial = _record(frozen, space)
         means = {f"fold_{k}": mean for k, mean in enumerate(frozen.user_attrs.get("fold_means", []))}
-        row = {"number": trial.number, "state": trial.state, "value": trial.value, **trial.overrides, **means}
+        row = {"number": trial.number, "state": trial.state, "value": trial.value}
+        row |= frozen.user_attrs.get("others", {}) | trial.overrides | means
         rows.append(row | {"continues": trial.continues, "reason": trial.reason, "seconds": trial.seconds})
-        if trial.state == "complete" and trial.value is not None:
-            complete.append((trial.value, trial))
+        records.append(trial)
+    complete = [trial for trial in records if trial.state == "complete"]
     if not complete:
-        reasons = sorted({row["reason"] for row in rows if row["reason"]})
+        reasons = sorted({trial.reason for trial in records if trial.reason})
         raise InputError(f"No trial of the search in {state_dir} succeeded: {' '.join(reasons)}")
-    value, best = (max if direction == "maximize" else min)(complete, key=lambda pair: pair[0])
+    best = best_of(complete, direction)
+    assert best.value is not None
     folder = state_dir / "trials" / _key(study.trials[best.number].params, n_folds)
     fold_scores = [_kept_scores(folder / f"fold-{fold}.json") for fold in range(n_folds)]
-    return StudySummary(best.overrides, value, best.number, fold_scores, pd.DataFrame(rows))
+    return StudySummary(best.overrides, best.value, best.number, fold_scores, pd.DataFrame(rows), records)
 
 
-def _kept_scores(path: Path) -> list[float]:
-    return [math.nan if score is None else score for score in read_json(path)]
+def best_of(trials: Sequence[Trial], direction: str) -> Trial:
+    """The trial with the best value, the first of equals; each must have one."""
+    return (max if direction == "maximize" else min)(trials, key=lambda trial: trial.value)  # type: ignore[arg-type,return-value]
 
 
-def _distributions(
-    space: Mapping[str, Mapping[str, Any]], sampler: str
-) -> tuple[dict[str, BaseDistribution], dict[str, dict[Any, Any]]]:
-    """Optuna's view of the space, and per name with choices its label in the journal → the value meant."""
-    if sampler not in ("tpe", "random", "grid"):
-        raise InputError(f"tune.sampler {sampler!r} is not known: choose tpe, random or grid.")
-    if not space:
-        raise InputError("tune.space is empty: name at least one parameter to search.")
-    distributions: dict[str, BaseDistribution] = {}
-    labels: dict[str, dict[Any, Any]] = {}
-    for name, spec in space.items():
-        where = f"tune.space.{name}"
-        keys = set(spec) if isinstance(spec, Mapping) else set()
-        if keys == {"choices"}:
-            if not isinstance(spec["choices"], Sequence) or isinstance(spec["choices"], str) or not spec["choices"]:
-                raise InputError(f"{where}: choices must be a list of at least one value.")
-            labels[name] = {_label(value): value for value in map(_number, spec["choices"])}
-            distributions[name] = CategoricalDistribution(list(labels[name]))
-        elif sampler == "grid":
-            raise InputError(f"{where}: the grid sampler takes choices only; write {{choices: [..]}}.")
-        elif {"low", "high"} <= keys <= {"low", "high", "log", "step"}:
-            distributions[name] = _range(where, **spec)
-        else:
-            raise InputError(
-                f"{where}: write {{low: .., high: ..}} with optional log or step, or {{choices: [..]}}, not {spec!r}."
-            )
-    return distributions, labels
+def metric_means(fold_scores: Sequence[Sequence[Scores]]) -> dict[str, float | None]:
+    """Mean of every metric over the subjects of all folds that have it; None where nobody has."""
+    names = sorted({name for fold in fold_scores for of_subject in fold for name in of_subject})
+    return {name: mean_score(fold_scores, name) for name in names}
 
 
-def _range(where: str, low: Any, high: Any, log: Any = False, step: Any = None) -> BaseDistribution:
-    low, high, step = _number(low), _number(high), _number(step)
-    numbers = [low, high] if step is None else [low, high, step]
-    for number in numbers:
-        if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(number):
-            raise InputError(f"{where}: {number!r} is not a number.")
-    if not isinstance(log, bool):
-        raise InputError(f"{where}: log must be true or false, not {log!r}.")
-    whole = all(isinstance(number, int) for number in numbers)
-    try:
-        if whole:
-            return IntDistribution(low, high, log=log, step=1 if step is None else step)
-        return FloatDistribution(low, high, log=log, step=step)
-    except ValueError as error:
-        raise InputError(f"{where}: {error}") from error
+def _kept_scores(path: Path) -> list[Scores]:
+    return [_scores(of_subject) for of_subject in read_json(path)]
 
 
-def _number(value: Any) -> Any:
-    # YAML 1.1, as PyYAML reads it, takes 1e-4 (no point) for text.
-    is_number = isinstance(value, str) and re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", value)
-    return float(value) if is_number else value
+def _scores(of_subject: Mapping[str, float | None]) -> Scores:
+    return {name: math.nan if value is None else float(value) for name, value in of_subject.items()}
 
 
-def _label(value: Any) -> Any:
-    # The journal keeps plain values; lists and the like go in as their JSON text.
-    return value if value is None or isinstance(value, bool | int | float | str) else json.dumps(value)
+def _defined(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
-def _encoded(
-    point: Overrides, labels: Mapping[str, Mapping[Any, Any]], distributions: Mapping[str, BaseDistribution]
-) -> Overrides:
-    encoded = {name: _label(_number(value)) if name in labels else _number(value) for name, value in point.items()}
-    for name, distribution in distributions.items():
-        if name not in encoded or not distribution._contains(distribution.to_internal_repr(encoded[name])):
-            raise InputError(f"tune.space.{name} does not hold the starting value {point.get(name)!r}: widen it.")
-    return {name: encoded[name] for name in distributions}
+def _distribution(dimension: Choices | Range) -> BaseDistribution:
+    """Optuna's view of one name of the space."""
+    if isinstance(dimension, Choices):
+        return CategoricalDistribution(list(dimension.labels))
+    low, high, log, step = dimension.low, dimension.high, dimension.log, dimension.step
+    if dimension.whole:
+        return IntDistribution(int(low), int(high), log=log, step=1 if step is None else int(step))
+    return FloatDistribution(low, high, log=log, step=step)
 
 
 def _key(params: Mapping[str, Any], n_folds: int) -> str:
@@ -401,32 +384,19 @@ def _key(params: Mapping[str, Any], n_folds: int) -> str:
     return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
 
 
-def _mean(fold_scores: Sequence[Sequence[float]]) -> float | None:
-    defined = [score for scores in fold_scores for score in scores if math.isfinite(score)]
+def mean_score(fold_scores: Sequence[Sequence[Scores]], metric: str) -> float | None:
+    """Mean of a metric over the subjects of all folds that have it; None where nobody has."""
+    defined = [scores[metric] for fold in fold_scores for scores in fold if math.isfinite(scores.get(metric, math.nan))]
     return sum(defined) / len(defined) if defined else None
-
-
-class _JournalLock:
-    """The operating system's lock, gone with its process; Optuna's own stays for 30 s after a kill."""
-
-    def __init__(self, path: Path) -> None:
-        self._lock = FileLock(path)
-
-    def acquire(self) -> bool:
-        self._lock.acquire()
-        return True
-
-    def release(self) -> None:
-        self._lock.release()
 
 
 def _open_study(state_dir: Path, direction: str, about: dict[str, Any]) -> optuna.Study:
     """The study of this folder, made if there is none. Called by one process at a time."""
     journal = state_dir / "optuna.journal"
-    lock = _JournalLock(state_dir / "journal.lock")
+    lock = SystemLock(state_dir / "journal.lock")
     lock.acquire()
     try:
-        _mend_journal(journal)
+        mend_journal(journal)
     finally:
         lock.release()
     with warnings.catch_warnings():
@@ -444,41 +414,6 @@ def _open_study(state_dir: Path, direction: str, about: dict[str, Any]) -> optun
         study.set_user_attr("about", about)
     elif known != json.loads(json.dumps(about)):
         raise InputError(
-            f"{state_dir} holds a search over another space, folds or direction: remove it or name another."
+            f"{state_dir} holds a search over another space, folds, metric or direction: remove it or name another."
         )
     return study
-
-
-def _mend_journal(journal: Path) -> None:
-    """Cut a line that a kill left half-written, before the next one is glued to it."""
-    if not journal.exists():
-        return
-    content = journal.read_bytes()
-    if content and not content.endswith(b"\n"):
-        os.truncate(journal, content.rfind(b"\n") + 1)
-
-
-@contextmanager
-def _alive(state_dir: Path) -> Iterator[str]:
-    """A name for this worker, and a lock that the operating system holds for as long as the process lives."""
-    worker = uuid.uuid4().hex[:12]
-    path = state_dir / "workers" / f"{worker}.lock"
-    path.parent.mkdir(exist_ok=True)
-    with FileLock(path):
-        try:
-            yield worker
-        finally:
-            path.unlink(missing_ok=True)
-
-
-def _is_alive(state_dir: Path, worker: str) -> bool:
-    path = state_dir / "workers" / f"{worker}.lock"
-    if not path.exists():
-        return False
-    try:
-        with FileLock(path, timeout=0):
-            pass
-    except Timeout:
-        return True
-    path.unlink(missing_ok=True)
-    return False

@@ -1,0 +1,268 @@
+"""One training of an arm: a network with the channels of its data and the weights it starts from, fitted and scored."""
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import ValidationError
+from torch import nn
+
+from reperfuse import tracking
+from reperfuse.errors import InputError
+from reperfuse.files import read_json
+from reperfuse.networks import NETWORK_INPUTS, NETWORKS, build_network, initialise, learned_folder
+from reperfuse.networks.blocks import one_of
+from reperfuse.params import LesionParams, PerfusionParams, Train
+from reperfuse.stages import layout
+from reperfuse.training.fit import FitResult, FitSettings, Predict, fit
+from reperfuse.training.samples import Subject
+
+ArmParams = LesionParams | PerfusionParams
+
+CODE = ("networks", "training", "evaluation/metrics.py", "stages/fitting.py", "stages/search.py", "stages/learning.py")
+"""Rooms that decide what a training does: with other code, resumable state is another training's."""
+
+SHIPPED = "learned"
+"""Value of `train.init_from` that means the weights in the package."""
+
+ABOUT_DATA = ("network", "network_kwargs", "inputs", "target", "init_from")
+"""Values of `train` that say what is trained on what; the others say how."""
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What an arm's networks are trained for and chosen by."""
+
+    arm: str
+    metric: str
+    """The one of the scores that chooses."""
+    higher_is_better: bool
+    score: Callable[[np.ndarray, np.ndarray, np.ndarray, Sequence[float]], dict[str, float]]
+    """Metrics of a prediction (I, J, K) against target and mask (I, J, K) on the model grid, voxels of that many mm."""
+    baselines: Callable[[str], Mapping[str, np.ndarray]] | None = None
+    """Participant → method → prediction (I, J, K) on the model grid, for what the search is to be compared with."""
+    starts_at_mean: bool = False
+    """Whether the last bias of a network that has an `output_bias` starts at the mean of the training targets."""
+
+    @property
+    def mode(self) -> str:
+        """`max` or `min`."""
+        return "max" if self.higher_is_better else "min"
+
+    @property
+    def direction(self) -> str:
+        """`maximize` or `minimize`."""
+        return f"{self.mode}imize"
+
+    def of_prediction(self, prediction: np.ndarray, subject: Subject) -> dict[str, float]:
+        """All metrics of a prediction for one subject."""
+        _, target, mask = subject.parts()
+        affine = np.array(read_json(subject.folder / "subject.json")["affine"])
+        spacing_mm = np.linalg.norm(affine[:3, :3], axis=0)
+        return self.score(prediction, target[0], mask, tuple(float(length) for length in spacing_mm))
+
+    def of_subject(self, predict: Predict, subject: Subject) -> dict[str, float]:
+        """All metrics of one validation subject."""
+        return self.of_prediction(predict(subject.load()[0]), subject)
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A trained network, and what it needs to be built and fed again."""
+
+    result: FitResult
+    network_kwargs: dict[str, Any]
+    """Every argument that is not the network's default, the number of channels among them."""
+    inputs: tuple[str, ...]
+    """Groups of channels it takes, in this order; none where the arm's channels have no groups."""
+    target: str | None
+    """What it gives; None where the arm's target has no name."""
+    init: dict[str, Any]
+    """Where its weights started, {} anew: `from`, `sha256` of that model, tensors `fitted` of `total`."""
+
+
+def fit_arm(
+    objective: Objective,
+    chosen: Train,
+    seed: int,
+    *,
+    train: Sequence[str],
+    validation: Sequence[str] = (),
+    state: Path,
+    run: tracking.Run,
+) -> Fitted:
+    """The network of `chosen` trained on the participants `train`, its loss logged to `run` per epoch.
+
+    Raises
+    ------
+    InputError
+        If the network, its inputs or its first weights do not go together with the data.
+    """
+    inputs = chosen.inputs or NETWORK_INPUTS.get(chosen.network, ())
+    root = layout.processed(objective.arm)
+    training, validating = (
+        [Subject(participant, root / participant, inputs, chosen.target) for participant in people]
+        for people in (train, validation)
+    )
+    kwargs = network_arguments(chosen, channels_of([*training, *validating]))
+    if objective.starts_at_mean and "output_bias" in inspect.signature(NETWORKS[chosen.network]).parameters:
+        kwargs.setdefault("output_bias", mean_target(training))
+    torch.manual_seed(seed)
+    network = build_network(chosen.network, **kwargs)
+    init = first_weights(network, chosen)
+    run.log_params(init_params(init))
+
+    def on_epoch(epoch: int, row: Mapping[str, float]) -> None:
+        run.log_metrics({"train/loss": row["loss"], "train/learning_rate": row["learning_rate"]}, step=epoch)
+
+    result = fit(
+        network,
+        training,
+        validating,
+        settings=FitSettings(**chosen.model_dump(exclude=set(ABOUT_DATA)), seed=seed),
+        state_dir=state,
+        score=objective.of_subject if validating else None,
+        monitor=objective.metric,
+        mode=objective.mode,
+        on_epoch=on_epoch,
+    )
+    groups, target = named_data(training[0])
+    return Fitted(result, kwargs, inputs or groups, chosen.target or target, init)
+
+
+def mean_target(subjects: Sequence[Subject]) -> float:
+    """Mean of the target over the masks of all subjects, each counted as one [target's unit], to three decimals."""
+    means = []
+    for subject in subjects:
+        _, target, mask = subject.parts()
+        means.append(float(target[0][mask > 0].mean()))
+    return round(float(np.mean(means)), 3)
+
+
+def channels_of(subjects: Sequence[Subject]) -> int:
+    """Channels of the images as the network sees them.
+
+    Raises
+    ------
+    InputError
+        If there is no subject, or they differ.
+    """
+    counts = {sum(len(part) for part in subject.parts()[0]): subject.folder for subject in subjects}
+    if not counts:
+        raise InputError("There is no subject to train on: check the cohort and its folds.")
+    if len(counts) > 1:
+        said = " and ".join(f"{count} ({folder})" for count, folder in sorted(counts.items()))
+        raise InputError(f"The images have different numbers of channels, {said}: run preprocess again for all.")
+    return next(iter(counts))
+
+
+def network_arguments(chosen: Train, channels: int) -> dict[str, Any]:
+    """`network_kwargs`, and `in_channels` of the data where the network can have several.
+
+    Raises
+    ------
+    InputError
+        If there is no such network, or `network_kwargs` asks for another number of channels than the data have.
+    """
+    constructor = NETWORKS[one_of("network", chosen.network, NETWORKS)]
+    kwargs = dict(chosen.network_kwargs)
+    if "in_channels" not in inspect.signature(constructor).parameters:
+        return kwargs
+    if kwargs.setdefault("in_channels", channels) != channels:
+        raise InputError(
+            f"train.network_kwargs in params.yaml asks for in_channels = {kwargs['in_channels']}, but the images have "
+            f"{channels}: leave it out, or choose other train.inputs."
+        )
+    return kwargs
+
+
+def first_weights(network: nn.Module, chosen: Train) -> dict[str, Any]:
+    """Put the weights of `chosen.init_from` into `network` as far as names and shapes fit, and say what was done.
+
+    A search may run over several families of networks, of which the shipped weights fit one: that they fit nothing is
+    no error. A model that was named on purpose must fit somewhere.
+
+    Raises
+    ------
+    InputError
+        If there is no such model, or nothing of a named one fits.
+    """
+    if chosen.init_from is None:
+        return {}
+    folder = initial_folder(chosen.init_from)
+    fitted, total = initialise(network, folder)
+    if fitted == 0 and chosen.init_from != SHIPPED:
+        raise InputError(
+            f"None of the weights of {chosen.init_from} fits {chosen.network}: name another model in train.init_from "
+            "of params.yaml, or null."
+        )
+    return {"from": chosen.init_from, "sha256": tracking.model_digest(folder), "fitted": fitted, "total": total}
+
+
+def init_params(init: Mapping[str, Any]) -> dict[str, int]:
+    """`init/fitted` and `init/total`, as runs show them; nothing for a network that started anew."""
+    return {f"init/{name}": init[name] for name in ("fitted", "total") if name in init}
+
+
+def initial_folder(init_from: str) -> Path:
+    """Where the weights of a value of `train.init_from` lie."""
+    return learned_folder() if init_from == SHIPPED else tracking.fetch_model(init_from)
+
+
+def named_data(subject: Subject) -> tuple[tuple[str, ...], str | None]:
+    """All groups of channels of a processed subject, in the order of the channels, and its first target."""
+    described = read_json(subject.folder / "subject.json")
+    groups, targets = described.get("inputs", {}), described.get("targets") or [None]
+    return tuple(sorted(groups, key=lambda name: groups[name][0])), targets[0]
+
+
+def with_overrides(train: Train, overrides: Mapping[str, Any]) -> Train:
+    """`train` with the values a trial or a search chose; `network_kwargs.NAME` reaches into the network's arguments.
+
+    Raises
+    ------
+    InputError
+        If a name is no field of `train` or a value is out of its bounds.
+    """
+    content = train.model_dump()
+    for name, value in overrides.items():
+        if name.startswith("network_kwargs."):
+            content["network_kwargs"] = content["network_kwargs"] | {name.removeprefix("network_kwargs."): value}
+        else:
+            content[name] = value
+    try:
+        return type(train).model_validate(content)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        name = ".".join(str(part) for part in problem["loc"])
+        raise InputError(
+            f"tune.space in params.yaml: {name} = {problem['input']!r} is not possible ({problem['msg'].lower()})."
+        ) from error
+
+
+def state_folder(arm: str, stage: str, seed: int, train: Train, chosen: Mapping[str, Any]) -> Path:
+    """Where a stage keeps what lets it resume: .reperfuse/<arm>/<fingerprint>/<stage> of the repository.
+
+    The fingerprint is a hash of the processed data's index, the folds, the parameters, the weights to start from and
+    the code, so state of another experiment is never taken up. The number of trials and of workers is not in it: a
+    search can be extended.
+    """
+    digest = sha256()
+    for path in (layout.processed(arm) / "index.csv", layout.folds_csv(arm)):
+        digest.update(path.read_bytes())
+    where_only = {"accelerator", "precision", "num_workers"}
+    digest.update(repr((seed, sorted(train.model_dump(exclude=where_only).items()), sorted(chosen.items()))).encode())
+    # A registered model's alias may move, and a folder may be written anew: what they hold counts, not their name.
+    starts = {train.init_from, *chosen.get("space", {}).get("init_from", {}).get("choices", ())} - {None}
+    for init_from in sorted(starts):
+        digest.update(tracking.model_digest(initial_folder(init_from)).encode())
+    package = Path(__file__).parents[1]
+    for room in CODE:
+        for path in sorted([package / room] if room.endswith(".py") else (package / room).rglob("*.py")):
+            digest.update(path.read_bytes())
+    return tracking.repository_root() / ".reperfuse" / arm / digest.hexdigest()[:16] / stage
