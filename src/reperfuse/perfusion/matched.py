@@ -145,7 +145,9 @@ def bank_of(aif: NDArray[np.float64], dt: float) -> Bank:
     templates = templates - templates.mean(axis=0)
     width_s = np.count_nonzero(aif > aif.max() / 2) * dt
     context = np.array([np.log(dt), np.log(n * dt / 60), np.log(width_s), *offset], np.float32)
-    return Bank((templates / np.linalg.norm(templates, axis=0)).astype(np.float32), offset, context)
+    # Delays beyond the end of a short series leave templates of zeros, which match nothing.
+    length = np.maximum(np.linalg.norm(templates, axis=0), np.finfo(np.float64).tiny)
+    return Bank((templates / length).astype(np.float32), offset, context)
 
 
 @cache

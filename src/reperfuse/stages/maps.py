@@ -116,7 +116,7 @@ def _examined(
     facts |= of_method | {"notes": facts["notes"] + of_method["notes"]}
     bar.advance(task)
     where = chain.counted_tissue(bolus, arteries, found, settings, series.spacing_mm)
-    if settings.white_matter_normalisation and "tmax" in found:
+    if settings.white_matter_normalisation and "cbf" in found:
         chain.normalise_to_white_matter(found, bolus, where, series.affine)
     verdict, outlines, of_adc = chain.verdict_of(
         series, bolus, arteries, found, where, given, settings, flow_method=method.deconvolution
@@ -197,7 +197,7 @@ def _facts(
 def _said(summary: dict[str, Any], out: Path) -> str:
     """The summary in a few lines for the terminal, notes and flags in words."""
     late, core = summary["tmax_volume_ml"].get("6"), summary["core_volume_ml"]
-    if summary["aif"] is None:
+    if late is None:
         volumes = f"No artery; relative TTP is late in {summary['relative_ttp_volume_ml']:.0f} mL"
     else:
         volumes = f"Tmax > 6 s in {late:.0f} mL"

@@ -245,7 +245,7 @@ def verdict_of(
             "adc_shift_mm": place.displacement_mm,
             "adc_core_fraction": float(core[bolus.brain].mean()),
         }
-    elif tmax is not None:
+    elif tmax is not None and "cbf" in found:
         flow = found["cbf"]
         if flow_method not in FLOW_METHODS:
             flow = maps_of(bolus, arteries, settings, FLOW_METHODS[0])["cbf"]

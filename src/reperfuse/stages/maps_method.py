@@ -45,6 +45,11 @@ class Method:
     """Its network, uri and weights_sha256, for the summary."""
 
     @property
+    def needs_artery(self) -> bool:
+        """Whether its Tmax hangs on an artery; that of a network that sees the signal alone does not."""
+        return self.trained is None or any(name != "signal" for name in self.trained.inputs)
+
+    @property
     def facts(self) -> dict[str, Any]:
         """What the summary says of the method before there are maps."""
         return {
@@ -131,6 +136,10 @@ def maps_by(
     if method.learned is None and method.trained is None:
         return found, facts
     aif = arteries.used
+    if aif is None and method.trained is not None and not method.needs_artery:
+        found["tmax"] = _model_tmax(method, series, bolus, arteries)
+        facts["notes"] = [f"No artery was found, which {method.asked} does not need: Tmax is its, flow is not known."]
+        return found, facts
     if aif is None:
         facts["method"] = method.deconvolution
         facts["notes"] = [f"Tmax by {method.asked} needs an artery, and none was found: relative TTP stands in."]
