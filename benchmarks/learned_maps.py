@@ -202,8 +202,14 @@ def failure_tables() -> None:
         error = said["delay"] - delay
         osvd = np.concatenate([osvd_tmax(s, 0.06) for s in scans]) - delay
         rows.append(
-            [words, f"{np.abs(error).mean():.2f}", f"{np.median(error):+.2f}", f"{said['delay_sd'].mean():.2f}"]
-            + [f"{100 * inside:.0f} %", f"{np.abs(osvd - np.median(osvd)).mean():.2f}"]
+            [
+                words,
+                f"{np.abs(error).mean():.2f}",
+                f"{np.median(error):+.2f}",
+                f"{said['delay_sd'].mean():.2f}",
+                f"{100 * inside:.0f} %",
+                f"{np.abs(osvd - np.median(osvd)).mean():.2f}",
+            ]
         )
     header = ["TR 1.5 s, SNR 50", "mean error [s]", "median bias", "mean delay_sd", "in 95 %", "oSVD, its bias removed"]
     print(table(header, rows))

@@ -148,7 +148,7 @@ def test_curves_are_taken_in_parts_that_do_not_show() -> None:
     found, _ = learned_maps(many, scan.aif, 1.5, np.full(len(many), noise), repeating)
     few, _ = learned_maps(curves, scan.aif, 1.5, np.full(30, noise), repeating)
     for name in MAPS:
-        np.testing.assert_allclose(found[name].reshape(-1, 30), np.tile(few[name], (len(many) // 30, 1)), atol=1e-4)
+        np.testing.assert_allclose(found[name].reshape(-1, 30), np.tile(few[name], (len(many) // 30, 1)), atol=1e-3)
 
 
 def test_noise_that_is_not_known_is_that_of_the_others() -> None:

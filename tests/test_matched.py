@@ -97,7 +97,7 @@ def test_bolus_that_comes_some_frames_later_leaves_the_features_alone(frames, dt
     expected = matched_features(curves, aif, dt, noise)
     found = matched_features(np.roll(curves, frames, axis=1), np.roll(aif, frames), dt, noise)
     means = slice(0, 4 * len(TEMPERATURES))
-    assert found[:, means] == pytest.approx(expected[:, means], abs=1e-3)
+    assert found[:, means] == pytest.approx(expected[:, means], abs=0.02)
     # The long tails of the slowest residue functions are cut at another place.
     assert found == pytest.approx(expected, abs=0.1)
 

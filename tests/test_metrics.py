@@ -13,6 +13,7 @@ from reperfuse.evaluation.metrics import (
     average_precision,
     dice,
     lesion_scores,
+    map_scores,
     structural_similarity,
     surface_distances,
     tmax_scores,
@@ -367,5 +368,6 @@ def local_similarity(x: np.ndarray, y: np.ndarray, inside: np.ndarray) -> np.nda
 def test_every_score_has_a_note_for_the_report():
     truth = box((4, 4, 4), (1, 3), (1, 3), (1, 3))
     names = set(lesion_scores(truth, truth, (1, 1, 1), probability=truth.astype(float)))
-    names |= set(tmax_scores(truth * 8.0, truth * 8.0, np.ones((4, 4, 4)), (1, 1, 1)))
+    for scores in (tmax_scores, map_scores):
+        names |= set(scores(truth * 8.0, truth * 8.0, np.ones((4, 4, 4)), (1, 1, 1)))
     assert names == set(METRICS)

@@ -246,6 +246,36 @@ def average_precision(probability: ArrayLike, truth: ArrayLike) -> float | None:
     return float(np.sum(gained * (found / marked)) / gained.sum())
 
 
+def map_scores(prediction: ArrayLike, reference: ArrayLike, mask: ArrayLike, spacing_mm: ArrayLike) -> Scores:
+    """Scores of one predicted map of any quantity inside the brain mask.
+
+    ``rmse`` and ``mae`` are in the unit of the map; ``ssim`` (see `structural_similarity`; its dynamic range is the
+    99th percentile of the reference) and ``pearson_r`` can be compared between maps. Undefined is ``None``: all where
+    the prediction is not finite, ``pearson_r`` where either map is constant.
+
+    Parameters
+    ----------
+    prediction, reference
+        Shape (I, J, K), in one unit; values outside `mask` are not read.
+    mask
+        Brain, shape (I, J, K), not empty.
+    spacing_mm
+        Not used: every score of a map takes one.
+    """
+    inside = _mask(mask, "brain mask")
+    ours, theirs = np.asarray(prediction, dtype=np.float64), np.asarray(reference, dtype=np.float64)
+    x, y = ours[inside], theirs[inside]
+    scores: Scores = dict.fromkeys(("rmse", "mae", "ssim", "pearson_r"))
+    if not np.isfinite(x).all():
+        return scores
+    scores |= {"rmse": float(np.sqrt(np.square(x - y).mean())), "mae": float(np.abs(x - y).mean())}
+    if (most := float(np.percentile(y, 99))) > 0:
+        scores["ssim"] = structural_similarity(ours, theirs, inside, data_range=most)
+    if min(x.std() / max(abs(x.mean()), 1e-12), y.std()) > 1e-6:
+        scores["pearson_r"] = float(np.corrcoef(x, y)[0, 1])
+    return scores
+
+
 def tmax_scores(
     prediction: ArrayLike,
     reference: ArrayLike,

@@ -19,7 +19,7 @@ from reperfuse.networks import NETWORK_INPUTS, NETWORKS, build_network, initiali
 from reperfuse.networks.blocks import one_of
 from reperfuse.params import LesionParams, PerfusionParams, Train
 from reperfuse.stages import layout
-from reperfuse.training.fit import FitResult, FitSettings, Predict, fit
+from reperfuse.training.fit import FitResult, FitSettings, Predict, fit, undefined_as_nan
 from reperfuse.training.samples import Subject
 
 ArmParams = LesionParams | PerfusionParams
@@ -42,8 +42,9 @@ class Objective:
     metric: str
     """The one of the scores that chooses."""
     higher_is_better: bool
-    score: Callable[[np.ndarray, np.ndarray, np.ndarray, Sequence[float]], dict[str, float]]
-    """Metrics of a prediction (I, J, K) against target and mask (I, J, K) on the model grid, voxels of that many mm."""
+    score: Callable[[np.ndarray, np.ndarray, np.ndarray, Sequence[float]], Mapping[str, float | None]]
+    """Metrics of a prediction (I, J, K) against target and mask (I, J, K) on the model grid, voxels of that many mm;
+    `None` where undefined."""
     baselines: Callable[[str], Mapping[str, np.ndarray]] | None = None
     """Participant → method → prediction (I, J, K) on the model grid, for what the search is to be compared with."""
     starts_at_mean: bool = False
@@ -60,11 +61,11 @@ class Objective:
         return f"{self.mode}imize"
 
     def of_prediction(self, prediction: np.ndarray, subject: Subject) -> dict[str, float]:
-        """All metrics of a prediction for one subject."""
+        """All metrics of a prediction for one subject; nan where undefined."""
         _, target, mask = subject.parts()
         affine = np.array(read_json(subject.folder / "subject.json")["affine"])
         spacing_mm = np.linalg.norm(affine[:3, :3], axis=0)
-        return self.score(prediction, target[0], mask, tuple(float(length) for length in spacing_mm))
+        return undefined_as_nan(self.score(prediction, target[0], mask, tuple(map(float, spacing_mm))))
 
     def of_subject(self, predict: Predict, subject: Subject) -> dict[str, float]:
         """All metrics of one validation subject."""

@@ -114,13 +114,14 @@ def train(params: Params) -> None:
 
 def _objective(params: Params) -> "Objective":
     """What the search scores: Tmax as the hold-out is scored, any other map by its errors in its own unit."""
+    from reperfuse.evaluation.metrics import map_scores
     from reperfuse.stages.fitting import Objective
     from reperfuse.stages.perfusion_inputs import TMAX
 
     asked = params.perfusion
     choices = asked.tune.space.get("target", {}).get("choices", [asked.train.target])
     if {choice or asked.preprocess.targets[0] for choice in choices} != {TMAX}:
-        return Objective(arm=ARM, metric="rmse", higher_is_better=False, score=_map_scores, starts_at_mean=True)
+        return Objective(arm=ARM, metric="rmse", higher_is_better=False, score=map_scores, starts_at_mean=True)
     return Objective(
         arm=ARM,
         metric="rmse_s",
@@ -136,36 +137,14 @@ SEARCH_METRICS = ("rmse_s", "mse_s2", "mae_s", "ssim", "dice", "volume_differenc
 
 def _search_scores(
     tmax: np.ndarray, reference: np.ndarray, mask: np.ndarray, spacing_mm: Sequence[float], *, threshold_s: float
-) -> dict[str, float]:
-    """`SEARCH_METRICS` of a prediction, each NaN where it is undefined or the prediction is no map."""
+) -> dict[str, float | None]:
+    """`SEARCH_METRICS` of a prediction, each `None` where it is undefined or the prediction is no map."""
     from reperfuse.evaluation.metrics import tmax_scores
 
     if not np.isfinite(tmax[mask > 0]).all():
-        return dict.fromkeys(SEARCH_METRICS, np.nan)
+        return dict.fromkeys(SEARCH_METRICS)
     scores = tmax_scores(tmax, reference, mask, spacing_mm, threshold_s=threshold_s)
-    return {name: np.nan if (value := scores[name]) is None else value for name in SEARCH_METRICS}
-
-
-def _map_scores(
-    predicted: np.ndarray, reference: np.ndarray, mask: np.ndarray, spacing_mm: Sequence[float]
-) -> dict[str, float]:
-    """Errors of a map inside the brain in its own unit, and SSIM and r, which can be compared between maps.
-
-    SSIM's dynamic range is the 99th percentile of the reference, as each map has its own.
-    """
-    from reperfuse.evaluation.metrics import structural_similarity
-
-    inside = mask > 0
-    x, y = predicted[inside].astype(np.float64), reference[inside].astype(np.float64)
-    scores = dict.fromkeys(("rmse", "mae", "ssim", "pearson_r"), np.nan)
-    if not np.isfinite(x).all():
-        return scores
-    scores |= {"rmse": float(np.sqrt(np.square(x - y).mean())), "mae": float(np.abs(x - y).mean())}
-    if (most := float(np.percentile(y, 99))) > 0:
-        scores["ssim"] = structural_similarity(predicted, reference, inside, data_range=most)
-    if min(x.std() / max(abs(x.mean()), 1e-12), y.std()) > 1e-6:
-        scores["pearson_r"] = float(np.corrcoef(x, y)[0, 1])
-    return scores
+    return {name: scores[name] for name in SEARCH_METRICS}
 
 
 def _deconvolved(participant: str) -> dict[str, np.ndarray]:

@@ -49,7 +49,7 @@ def pretrain(out: Path, *, small: bool = False, workers: int | None = None) -> N
     scans = 2 if small else 20
     columns = (*Progress.get_default_columns(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True)) as bar, tempfile.TemporaryDirectory() as scratch:
-        drawing = bar.add_task("curves", total=recipe.rounds * recipe.scans)
+        drawing = bar.add_task("curves", total=recipe.scans)
         network, history = trained(
             recipe, state_dir=Path(scratch), workers=workers, on_scan=lambda: bar.advance(drawing)
         )

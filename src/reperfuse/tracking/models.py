@@ -153,7 +153,8 @@ def fetch_model(model_uri: str | Path) -> Path:
             f"{uri} is not in {tracking_uri()} ({str(error).splitlines()[0]}): "
             "run `reperfuse promote`, or name another model."
         ) from error
-    found = sorted(here.rglob(MODEL_FILES[0]))
+    # Its copy of the package holds weights too: those of the network that ships.
+    found = [path for path in sorted(here.rglob(MODEL_FILES[0])) if "code" not in path.relative_to(here).parts]
     if len(found) != 1:
         raise InputError(
             f"{uri} at {here} holds {len(found)} files {MODEL_FILES[0]}, not one: it is no reperfuse model."

@@ -6,7 +6,7 @@ import os
 import signal
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -31,7 +31,7 @@ from reperfuse.training.samples import EpochSampler, PatchSamples, Subject
 Predict = Callable[[np.ndarray], np.ndarray]
 """From an image (C, I, J, K) to the activated answer (I, J, K)."""
 
-Score = Callable[[Predict, Subject], dict[str, float]]
+Score = Callable[[Predict, Subject], Mapping[str, float | None]]
 """From a way to predict and a validation subject to that subject's metrics."""
 
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
@@ -169,7 +169,7 @@ def fit(
     def validate() -> dict[str, dict[str, float]]:
         if score is None:
             return {}
-        return {subject.participant_id: _plain(score(predict, subject)) for subject in validation}
+        return {subject.participant_id: undefined_as_nan(score(predict, subject)) for subject in validation}
 
     if settings.keep_best and not (score and validation):
         raise InputError("keep_best needs validation subjects and a score: set it to false or give them.")
@@ -325,8 +325,8 @@ def _check_subjects(subjects: Sequence[Subject], settings: FitSettings) -> None:
         )
 
 
-def _plain(metrics: dict[str, float]) -> dict[str, float]:
-    # NumPy's scalars would make a checkpoint that only unpickling could read; undefined is nan here.
+def undefined_as_nan(metrics: Mapping[str, float | None]) -> dict[str, float]:
+    """Scores as plain floats: NumPy's scalars would make a checkpoint that only unpickling could read."""
     return {name: float("nan") if value is None else float(value) for name, value in metrics.items()}
 
 

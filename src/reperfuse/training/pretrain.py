@@ -21,10 +21,7 @@ from reperfuse.training.samples import EpochSampler
 class Recipe:
     """Everything that is chosen about the training; the weights that ship were made with the defaults."""
 
-    rounds: int = 2
-    """Times that scans are drawn and learned from; the learning rate halves from one to the next."""
     scans: int = 16000
-    """In each round; none is drawn twice."""
     voxels_per_scan: int = 256
     epochs: int = 12
     batch_size: int = 2048
@@ -35,7 +32,7 @@ class Recipe:
     population: Population = field(default=TRAINING)
 
 
-SMALL = Recipe(rounds=1, scans=200, epochs=3, batch_size=512, hidden=(64, 64))
+SMALL = Recipe(scans=200, epochs=3, batch_size=512, hidden=(64, 64))
 """A minute's worth, to try the recipe."""
 
 
@@ -49,8 +46,8 @@ def pretrain(
 ) -> tuple[ArrivalNetwork, list[dict[str, float]]]:
     """The trained network, on the CPU and in evaluation mode, and its loss per epoch.
 
-    In a round scans are drawn once, with one noise each, and kept (560 MB per million voxels); there are so many that a
-    voxel seen `epochs` times is not learned by heart. The loss is the mean pinball loss of all quantiles [s].
+    Scans are drawn once, with one noise each, and kept (560 MB per million voxels); there are so many that a voxel seen
+    `epochs` times is not learned by heart. The loss is the mean pinball loss of all quantiles [s].
 
     Parameters
     ----------
@@ -76,35 +73,32 @@ def pretrain(
             if on_epoch:
                 on_epoch(epoch, loss)
 
-    for turn in range(recipe.rounds):
-        seeds = range(turn * recipe.scans, (turn + 1) * recipe.scans)
-        features, targets = curve_samples(
-            recipe.population, seeds, recipe.voxels_per_scan, workers=workers, on_scan=on_scan
+    features, targets = curve_samples(
+        recipe.population, range(recipe.scans), recipe.voxels_per_scan, workers=workers, on_scan=on_scan
+    )
+    network.scale.take(features)
+    batches = CurveBatches(features, targets, recipe.batch_size, recipe.seed)
+    module = TrainingModule(
+        network,
+        loss="pinball",
+        learning_rate=recipe.learning_rate,
+        weight_decay=recipe.weight_decay,
+        optimiser="adamw",
+        schedule="cosine",
+        total_steps=len(batches) * recipe.epochs,
+    )
+    with quiet():
+        trainer = lightning.Trainer(
+            max_epochs=recipe.epochs,
+            accelerator="cpu",
+            devices=1,
+            callbacks=[Keep(), TrainingBar(recipe.epochs, len(batches))],
+            default_root_dir=state_dir,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            gradient_clip_val=1.0,
         )
-        if turn == 0:
-            network.scale.take(features)
-        batches = CurveBatches(features, targets, recipe.batch_size, recipe.seed + turn)
-        module = TrainingModule(
-            network,
-            loss="pinball",
-            learning_rate=recipe.learning_rate / 2**turn,
-            weight_decay=recipe.weight_decay,
-            optimiser="adamw",
-            schedule="cosine",
-            total_steps=len(batches) * recipe.epochs,
-        )
-        with quiet():
-            trainer = lightning.Trainer(
-                max_epochs=recipe.epochs,
-                accelerator="cpu",
-                devices=1,
-                callbacks=[Keep(), TrainingBar(recipe.epochs, len(batches))],
-                default_root_dir=state_dir,
-                logger=False,
-                enable_checkpointing=False,
-                enable_progress_bar=False,
-                enable_model_summary=False,
-                gradient_clip_val=1.0,
-            )
-            trainer.fit(module, DataLoader(batches, batch_size=None, sampler=EpochSampler(len(batches))))
+        trainer.fit(module, DataLoader(batches, batch_size=None, sampler=EpochSampler(len(batches))))
     return network.cpu().eval(), history

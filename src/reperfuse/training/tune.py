@@ -21,6 +21,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from reperfuse.errors import InputError
 from reperfuse.files import read_json, write_json
+from reperfuse.training.fit import undefined_as_nan
 from reperfuse.training.module import TrainingDiverged
 from reperfuse.training.space import Choices, Range, Space, grid, labelled, meant, read_space
 from reperfuse.training.workers import SystemLock, at_work, is_alive, mend_journal
@@ -231,7 +232,7 @@ def _fold_scores(
             scores = _kept_scores(kept)
         else:
             room.mkdir(exist_ok=True)
-            scores = [_scores(of_subject) for of_subject in objective(fold, room)]
+            scores = [undefined_as_nan(of_subject) for of_subject in objective(fold, room)]
             write_json(kept, [{name: _defined(value) for name, value in row.items()} for row in scores])
         shutil.rmtree(room, ignore_errors=True)
     return scores, reused
@@ -357,11 +358,7 @@ def metric_means(fold_scores: Sequence[Sequence[Scores]]) -> dict[str, float | N
 
 
 def _kept_scores(path: Path) -> list[Scores]:
-    return [_scores(of_subject) for of_subject in read_json(path)]
-
-
-def _scores(of_subject: Mapping[str, float | None]) -> Scores:
-    return {name: math.nan if value is None else float(value) for name, value in of_subject.items()}
+    return [undefined_as_nan(of_subject) for of_subject in read_json(path)]
 
 
 def _defined(value: float) -> float | None:
