@@ -7,6 +7,7 @@ to deconvolution and learned on another population than it is judged on.
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -187,13 +188,8 @@ def arrival_table(
         else it has one of each for all, as the method has one set of weights.
     """
     rows: list[dict[str, float]] = []
-    cells = list(itertools.product(trs_s, snrs))
-    known = {cell: scans_of(calibrated_on, *cell, scans=scans, voxels=voxels, first=CALIBRATION_SEED) for cell in cells}
-    best: dict[tuple[float, float], tuple[Calibrated, Calibrated]] = {}
-    for group in [[cell] for cell in cells] if per_cell else [cells]:
-        together = [scan for cell in group for scan in known[cell]]
-        both = calibrated_osvd(together, lambda scan: scan.delay), calibrated_osvd(together, noise_free_tmax)
-        best |= dict.fromkeys(group, both)
+    cells = tuple(itertools.product(trs_s, snrs))
+    best = calibrations(calibrated_on, cells, scans, voxels, per_cell)
     for tr_s, snr in cells:
         arrival, tmax = best[tr_s, snr]
         cell = scans_of(judged, tr_s, snr, scans=scans, voxels=voxels)
@@ -243,6 +239,20 @@ def arrival_table(
 
 CALIBRATION_SEED = 1_000_000
 """Seeds of the scans that deconvolution is calibrated on: beyond those of any training."""
+
+
+@cache
+def calibrations(
+    population: Population, cells: tuple[tuple[float, float], ...], scans: int, voxels: int, per_cell: bool
+) -> dict[tuple[float, float], tuple[Calibrated, Calibrated]]:
+    """oSVD at its best for arrival and for Tmax in each cell, as `arrival_table` describes it."""
+    known = {cell: scans_of(population, *cell, scans=scans, voxels=voxels, first=CALIBRATION_SEED) for cell in cells}
+    best: dict[tuple[float, float], tuple[Calibrated, Calibrated]] = {}
+    for group in [[cell] for cell in cells] if per_cell else [cells]:
+        together = [scan for cell in group for scan in known[cell]]
+        both = calibrated_osvd(together, lambda scan: scan.delay), calibrated_osvd(together, noise_free_tmax)
+        best |= dict.fromkeys(group, both)
+    return best
 
 
 def _error(found: NDArray[Any], truth: NDArray[Any]) -> float:

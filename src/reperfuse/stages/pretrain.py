@@ -5,7 +5,7 @@ in, scores on populations that took no part, and a card that says all this to pe
 """
 
 import tempfile
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,7 @@ def pretrain(out: Path, *, small: bool = False, workers: int | None = None) -> N
         )
         judging = bar.add_task("judged on held-out curves", total=15)
         scores = arrival_table(
-            answers_of(network), HELD_OUT, fair_to(HELD_OUT, recipe.population), scans=scans,
+            answers_of(network), HELD_OUT, recipe.population, scans=scans,
             on_cell=lambda: bar.advance(judging),
         )  # fmt: skip
     write_network(out, network, recipe, history, scores)
@@ -70,11 +70,6 @@ def answers_of(network: ArrivalNetwork) -> Any:
         return network.posterior(matched_features(curves, aif, dt, noise))
 
     return answers
-
-
-def fair_to(judged: Population, trained_on: Population) -> Population:
-    """The training population with the tissue of the one judged, for oSVD to be calibrated on."""
-    return replace(trained_on, cbv=judged.cbv, dispersed_share=judged.dispersed_share)
 
 
 def write_network(
