@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from threadpoolctl import threadpool_limits
 
 from reperfuse.evaluation import arrival
 from reperfuse.evaluation.arrival import (
@@ -31,6 +32,13 @@ from reperfuse.stages.pretrain import answers_of
 TRS_S, SNRS = (1.5, 3.0), (20.0, 80.0)
 CELLS = list(product(TRS_S, SNRS))
 SCANS, VOXELS = 3, 32
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """The arrays are so small that threads would only wait for one another."""
+    with threadpool_limits(1):
+        yield
 
 
 # ---- the line --------------------------------------------------------------------------------------------------------
@@ -132,7 +140,7 @@ def dim() -> list[Curves]:
 
 @pytest.fixture(scope="module")
 def floor(dim: list[Curves]) -> tuple[np.ndarray, np.ndarray]:
-    found = [bayes_arrival(scan, HELD_OUT, draws=8000) for scan in dim]
+    found = [bayes_arrival(scan, HELD_OUT, draws=6000) for scan in dim]
     return np.array([median for median, _ in found]), np.array([speaking for _, speaking in found])
 
 

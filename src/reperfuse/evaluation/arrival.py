@@ -78,10 +78,15 @@ def noise_free_tmax(scan: Curves) -> NDArray[np.float32]:
     return maps_of_curves(scan.clean, scan.aif, scan.tr_s, method="osvd")["tmax"]
 
 
-def osvd_tmax(scan: Curves, limit: float) -> NDArray[np.float32]:
+def osvd_of(curves: NDArray[Any], aif: NDArray[Any], dt: float, limit: float) -> NDArray[np.float32]:
     """Tmax by oSVD with a limit of the oscillation index stated for TR 1.5 s, shape (n,) [s]."""
-    scaled = limit * oscillation_limit(scan.tr_s) / OSCILLATION_LIMIT
-    return maps_of_curves(measured(scan), scan.aif, scan.tr_s, method="osvd", limit=scaled)["tmax"]
+    scaled = limit * oscillation_limit(dt) / OSCILLATION_LIMIT
+    return maps_of_curves(curves, aif, dt, method="osvd", limit=scaled)["tmax"]
+
+
+def osvd_tmax(scan: Curves, limit: float) -> NDArray[np.float32]:
+    """`osvd_of` a scan as it is measured."""
+    return osvd_of(measured(scan), scan.aif, scan.tr_s, limit)
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,7 @@ class Population:
     spread: tuple[float, float] = (0.3, 1.1)
     """Standard deviation over mean of the transit times of a lognormal residue."""
     dispersion_s: tuple[float, float] = (0.0, 3.0)
-    dispersed_share: float = 0.5
+    dispersed_share: float = 0.25
     log: tuple[str, ...] = ("tr_s", "snr", "mtt_s", "cbv", "alpha")
 
     def draw(self, rng: np.random.Generator, name: str, size: int | None = None) -> Any:
