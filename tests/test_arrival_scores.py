@@ -208,7 +208,8 @@ def test_method_that_knows_the_truth_has_no_error_and_one_that_is_off_is_off_by_
 def test_share_inside_the_intervals_is_counted(judged):
     def answer(scan: Curves) -> dict[str, Any]:
         rank = np.arange(VOXELS)
-        shift = np.where(rank < VOXELS // 8, 3.5, np.where(rank < VOXELS // 2, -2.5, 0.0))  # out of 95 %, of 68 %
+        outside = np.where(rank < VOXELS // 8, 3.5, np.where(rank < VOXELS // 2, 2.5, 1.5))  # of 95 %, 68 %, quartiles
+        shift = outside * (-1) ** rank
         quantiles = (scan.delay + shift)[:, None] + np.arange(-3, 4)
         return perfect(scan) | {"delay_quantiles": quantiles}
 

@@ -166,7 +166,7 @@ def experiment(
 
 @app.command()
 def pretrain(
-    out: Annotated[Path, typer.Option(help="folder for model.safetensors and model.json")] = Path("build/learned"),
+    out: Annotated[Path, typer.Option(help="folder for weights, description, scores and card")] = Path("build/learned"),
     small: Annotated[bool, typer.Option("--small", help="a short training, for trying the recipe")] = False,
 ) -> None:
     """Train the network behind `maps --method learned` anew, on the reference object alone."""

@@ -186,11 +186,17 @@ def arrival_table(
         What is judged.
     judged, calibrated_on
         Populations; oSVD learns its limit and line on the second.
+    trs_s, snrs
+        Cells: TR [s] × S0/σ.
     scans, voxels
         Scans of a cell, and voxels of a scan, of either population.
     per_cell
         Whether oSVD has a limit and a line of its own in each cell, as if TR and SNR were known and calibrated for;
         else it has one of each for all, as the method has one set of weights.
+    floor_scans, draws
+        Scans of a cell that `bayes_arrival` is asked about, and its draws.
+    on_cell
+        Called after each cell.
     """
     rows: list[dict[str, float]] = []
     cells = tuple(itertools.product(trs_s, snrs))

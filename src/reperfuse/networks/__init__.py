@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
 
 from reperfuse.errors import InputError
@@ -89,7 +90,8 @@ def save_network(
     folder = Path(folder)
     state = {key: tensor.detach().cpu().contiguous() for key, tensor in network.state_dict().items()}
     with atomic_path(folder / WEIGHTS) as inside:
-        save_file(state, inside)
+        # Written here, for the library's own file can be read by its owner alone.
+        inside.write_bytes(safetensors_bytes(state))
     description = {
         "network": name,
         "kwargs": dict(kwargs),

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
 
 from reperfuse import __version__
-from reperfuse.evaluation.arrival import Arrays, arrival_table
+from reperfuse.evaluation.arrival import SNRS, TRS_S, Arrays, arrival_table
 from reperfuse.files import atomic_path
 from reperfuse.networks import save_network
 from reperfuse.networks.arrival import ArrivalNetwork
@@ -53,11 +53,10 @@ def pretrain(out: Path, *, small: bool = False, workers: int | None = None) -> N
         network, history = trained(
             recipe, state_dir=Path(scratch), workers=workers, on_scan=lambda: bar.advance(drawing)
         )
-        judging = bar.add_task("judged on held-out curves", total=15)
+        judging = bar.add_task("judged on held-out curves", total=len(TRS_S) * len(SNRS))
         scores = arrival_table(
-            answers_of(network), HELD_OUT, recipe.population, scans=scans,
-            on_cell=lambda: bar.advance(judging),
-        )  # fmt: skip
+            answers_of(network), HELD_OUT, recipe.population, scans=scans, on_cell=lambda: bar.advance(judging)
+        )
     write_network(out, network, recipe, history, scores)
     means = scores.mean()
     print(f"{out}: mean error of arrival {means['method_s']:.2f} s; calibrated oSVD {means['osvd_s']:.2f} s.")
@@ -76,6 +75,7 @@ def write_network(
     out: Path, network: ArrivalNetwork, recipe: Recipe, history: list[dict[str, float]], scores: pd.DataFrame
 ) -> None:
     """The four files of `pretrain`."""
+    scores = scores.round(4)
     population = recipe.population
     known = trained_range(population)
     facts = {
@@ -90,7 +90,7 @@ def write_network(
     out.mkdir(parents=True, exist_ok=True)
     kwargs = {"in_channels": int(network.scale.mean.numel()), "hidden": list(recipe.hidden)}
     save_network(out, "arrival", kwargs, network, extra=facts)
-    write_table(out / SCORES, scores.round(4))
+    write_table(out / SCORES, scores)
     with atomic_path(out / CARD) as inside:
         inside.write_text(card(network, recipe, known, scores), encoding="utf-8")
 
