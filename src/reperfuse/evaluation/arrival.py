@@ -105,16 +105,18 @@ def calibrated_osvd(
     scans: Sequence[Curves], truth: Callable[[Curves], NDArray[Any]], limits: Sequence[float] = OSCILLATION_LIMITS
 ) -> Calibrated:
     """oSVD with the limit and the line that serve best on these scans."""
-    true = np.concatenate([truth(scan) for scan in scans])
-    best: tuple[float, Calibrated] | None = None
-    for limit in limits:
-        found = np.concatenate([osvd_tmax(scan, limit) for scan in scans])
-        line = least_absolute_line(found, true)
-        error = float(np.abs(line(found) - true).mean())
-        if best is None or error < best[0]:
-            best = error, Calibrated(limit, line)
-    assert best is not None
-    return best[1]
+    return _best(_by_limit(scans, limits), np.concatenate([truth(scan) for scan in scans]))
+
+
+def _by_limit(scans: Sequence[Curves], limits: Sequence[float]) -> dict[float, NDArray[np.float32]]:
+    return {limit: np.concatenate([osvd_tmax(scan, limit) for scan in scans]) for limit in limits}
+
+
+def _best(by_limit: Mapping[float, NDArray[np.float32]], true: NDArray[Any]) -> Calibrated:
+    """The limit whose Tmax, on its best line, has the least mean absolute error."""
+    lines = {limit: least_absolute_line(found, true) for limit, found in by_limit.items()}
+    limit = min(lines, key=lambda limit: _error(lines[limit](by_limit[limit]), true))
+    return Calibrated(limit, lines[limit])
 
 
 def bayes_arrival(
@@ -261,8 +263,10 @@ def calibrations(
     best: dict[tuple[float, float], tuple[Calibrated, Calibrated]] = {}
     for group in [[cell] for cell in cells] if per_cell else [cells]:
         together = [scan for cell in group for scan in known[cell]]
-        both = calibrated_osvd(together, lambda scan: scan.delay), calibrated_osvd(together, noise_free_tmax)
-        best |= dict.fromkeys(group, both)
+        found = _by_limit(together, OSCILLATION_LIMITS)
+        truths = (lambda scan: scan.delay, noise_free_tmax)
+        arrival, tmax = (_best(found, np.concatenate([truth(scan) for scan in together])) for truth in truths)
+        best |= dict.fromkeys(group, (arrival, tmax))
     return best
 
 
