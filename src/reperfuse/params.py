@@ -277,7 +277,7 @@ class PerfusionTrain(Train):
     augment: Literal["none", "light"] = "none"
     optimiser: Literal["adam", "adamw"] = "adam"
     schedule: Literal["constant", "cosine", "polynomial"] = "cosine"
-    learning_rate: float = Field(1e-2, gt=0)
+    learning_rate: float = Field(1e-3, gt=0)
     precision: Literal["auto", "32", "bf16-mixed"] = "32"
     weight_decay: float = Field(0.0, ge=0)
 
@@ -332,7 +332,7 @@ class PerfusionParams(Section):
     folds: Folds = Folds()
     tune: Tune = Tune(
         space={
-            "learning_rate": {"low": 3e-3, "high": 5e-2, "log": True},
+            "learning_rate": {"low": 3e-4, "high": 1e-2, "log": True},
             "loss": {"choices": ["mse", "huber"]},
             "network": {"choices": ["tmax_matched", "tmax_2layer"]},
         }
