@@ -1,6 +1,7 @@
 """Learned Tmax and delay, and a model of the arm, in `reperfuse maps`: what they give, and where they stand back."""
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,7 +16,8 @@ import pytest
 
 from reperfuse.errors import InputError
 from reperfuse.imaging.volume import Volume, load_volume, save_volume
-from reperfuse.params import PerfusionMaps
+from reperfuse.networks import learned_folder
+from reperfuse.params import PerfusionMaps, PerfusionPreprocess
 from reperfuse.phantoms.dsc import DscPhantom, dsc_phantom, voxel_phantom
 from reperfuse.stages.learned import (
     CHUNK_VOXELS,
@@ -27,6 +29,7 @@ from reperfuse.stages.learned import (
     outside_range,
 )
 from reperfuse.stages.maps import maps
+from reperfuse.stages.trained import load_model
 
 STILL = PerfusionMaps(motion_correction=False)
 TRAINED = {
@@ -160,7 +163,7 @@ def test_noise_that_is_not_known_is_that_of_the_others() -> None:
     sigma[::2] = 0
     found, _ = learned_maps(curves, scan.aif, 1.5, sigma, repeating)
     np.testing.assert_array_equal(found["tmax"], whole["tmax"])
-    with pytest.raises(ValueError, match="noise is 0"):
+    with pytest.raises(InputError, match="no noise before the bolus"):
         learned_maps(curves, scan.aif, 1.5, np.zeros(30), repeating)
 
 
@@ -392,9 +395,19 @@ def test_with_a_model_of_the_same_features_delay_and_spread_are_those_of_the_net
 ) -> None:
     folder = model_folder(tmp_path / "matched", value_s=5.0, network="tmax_matched")
     summary = maps(series, tmp_path / "out", settings=STILL, method=str(folder))
-    assert same_maps(tmp_path / "out", learned, "delay", "delay_sd", "tmax_sd", "cbf")
+    assert same_maps(tmp_path / "out", learned, "delay", "delay_sd", "cbf")
     assert not same_maps(tmp_path / "out", learned, "tmax")
-    assert summary["learned"]["maps"] == ["delay", "delay_sd", "tmax_sd"]
+    assert summary["learned"]["maps"] == ["delay", "delay_sd"]
+    assert not (tmp_path / "out" / "tmax_sd.nii.gz").exists()
+
+
+def test_a_network_of_the_recipe_is_taken_from_its_folder(learned: Path, series: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(learned_folder(), tmp_path / "mine")
+    summary = maps(series, tmp_path / "out", settings=STILL, method=str(folder))
+    assert same_maps(tmp_path / "out", learned, "tmax", "tmax_sd", "delay", "delay_sd", "cbf")
+    assert summary["method"] == "mine" and summary["model"]["network"] == "arrival"
+    with pytest.raises(InputError, match="no stage of the arm trained"):
+        load_model("perfusion", str(folder), PerfusionPreprocess)
 
 
 def test_a_model_sees_the_series_at_rest_without_spoilt_frames(

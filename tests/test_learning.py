@@ -336,7 +336,44 @@ def test_a_network_of_the_whole_image_names_all_groups_and_one_of_another_target
     assert said == pytest.approx(score(predicted, target[0], mask, SPACING_MM)["rmse_s"], rel=1e-3)
 
 
+def test_features_of_a_network_that_starts_anew_are_standardised_by_its_training_subjects(here: Path) -> None:
+    for participant in PEOPLE:
+        path = here / "data/processed" / ARM / participant / "subject.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"inputs": {"matched": [0, 8]}}))
+    chosen = TRAIN.model_copy(update={"network": "tmax_matched"})
+    with tracking.run(ARM, "fold 0") as run:
+        fitted = fitting.fit_arm(
+            OBJECTIVE, chosen, 0, train=PEOPLE[:2], validation=PEOPLE[2:3], state=here / "state", run=run
+        )
+    features = np.concatenate([Subject(who, here / "data/processed" / ARM / who).load()[0] for who in PEOPLE[:2]], 1)
+    scale = fitted.result.network.get_submodule("scale")
+    np.testing.assert_allclose(scale.mean, features.reshape(8, -1).mean(1), atol=1e-3)
+    np.testing.assert_allclose(scale.deviation, features.reshape(8, -1).std(1), rtol=0.01)
+
+
+def test_a_network_that_knows_its_features_takes_no_others(here: Path) -> None:
+    chosen = TRAIN.model_copy(update={"network": "tmax_matched", "inputs": ("signal", "matched")})
+    with tracking.run(ARM, "fold 0") as run, pytest.raises(InputError, match="knows what each of its channels is"):
+        fitting.fit_arm(OBJECTIVE, chosen, 0, train=PEOPLE[:2], state=here / "state", run=run)
+
+
+def test_a_fold_that_lost_all_its_subjects_is_left_out_of_the_search(here: Path) -> None:
+    folds = pd.read_csv(here / "results" / ARM / "folds.csv")
+    folds.loc[folds["fold"] == 1, "fold"] = 2
+    write_table(here / "results" / ARM / "folds.csv", folds.astype({"fold": "Int64"}))
+    tune_arm(params(), 1, OBJECTIVE)
+    trials = pd.read_csv(here / "results" / ARM / "tune" / "trials.csv")
+    assert {"fold_0", "fold_1"} <= set(trials) and "fold_2" not in trials
+    assert trials["value"].notna().all()
+
+
 # ---- state ----------------------------------------------------------------------------------------------------------
+def test_a_parameter_that_enters_the_scores_starts_a_search_anew(here: Path) -> None:
+    for threshold in (6.0, 6.0, 4.0):
+        tune_arm(params(), 1, replace(OBJECTIVE, about={"threshold": threshold}))
+    assert len(runs("study")) == 2
+
+
 def test_state_is_another_with_other_weights_to_start_from_and_the_same_with_more_trials(here: Path) -> None:
     def save() -> None:
         save_network(here / "earlier", "tmax_2layer", {"in_channels": 3}, build_network("tmax_2layer", in_channels=3))

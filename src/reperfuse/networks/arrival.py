@@ -42,8 +42,8 @@ def perceptron(in_channels: int, hidden: Sequence[int]) -> nn.Sequential:
 class Standardise(nn.Module):
     """Features less their mean over their standard deviation, cut at `FEATURE_LIMIT`.
 
-    Both are of the curves the network was first trained on, and stay what they were: a patient's own would take out of
-    the features what distinguishes that patient.
+    Both are of the curves that a network first learned from (`take`), and stay what they were: a patient's own would
+    take out of the features what distinguishes that patient.
     """
 
     def __init__(self, in_channels: int) -> None:

@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from reperfuse import tracking
 from reperfuse.errors import InputError
 from reperfuse.files import read_json
 from reperfuse.networks import NETWORK_INPUTS, NETWORKS, build_network, initialise, learned_folder
+from reperfuse.networks.arrival import TmaxMatched
 from reperfuse.networks.blocks import one_of
 from reperfuse.params import LesionParams, PerfusionParams, Train
 from reperfuse.stages import layout
@@ -24,11 +25,22 @@ from reperfuse.training.samples import Subject
 
 ArmParams = LesionParams | PerfusionParams
 
-CODE = ("networks", "training", "evaluation/metrics.py", "stages/fitting.py", "stages/search.py", "stages/learning.py")
+CODE = (
+    "networks",
+    "training",
+    "evaluation/metrics.py",
+    "stages/fitting.py",
+    "stages/learning.py",
+    "stages/lesion.py",
+    "stages/perfusion.py",
+    "stages/search.py",
+)
 """Rooms that decide what a training does: with other code, resumable state is another training's."""
 
 SHIPPED = "learned"
 """Value of `train.init_from` that means the weights in the package."""
+
+MATCHED = NETWORK_INPUTS["tmax_matched"]
 
 ABOUT_DATA = ("network", "network_kwargs", "inputs", "target", "init_from")
 """Values of `train` that say what is trained on what; the others say how."""
@@ -49,6 +61,8 @@ class Objective:
     """Participant → method → prediction (I, J, K) on the model grid, for what the search is to be compared with."""
     starts_at_mean: bool = False
     """Whether the last bias of a network that has an `output_bias` starts at the mean of the training targets."""
+    about: Mapping[str, Any] = field(default_factory=dict)
+    """Parameters that enter the scores: with others a search starts anew."""
 
     @property
     def mode(self) -> str:
@@ -110,12 +124,18 @@ def fit_arm(
         [Subject(participant, root / participant, inputs, chosen.target) for participant in people]
         for people in (train, validation)
     )
+    if NETWORKS[one_of("network", chosen.network, NETWORKS)] is TmaxMatched and tuple(inputs) != MATCHED:
+        raise InputError(
+            f"train.inputs is {list(inputs)}, but {chosen.network} knows what each of its channels is: leave it empty."
+        )
     kwargs = network_arguments(chosen, channels_of([*training, *validating]))
     if objective.starts_at_mean and "output_bias" in inspect.signature(NETWORKS[chosen.network]).parameters:
         kwargs.setdefault("output_bias", mean_target(training))
     torch.manual_seed(seed)
     network = build_network(chosen.network, **kwargs)
     init = first_weights(network, chosen)
+    if isinstance(network, TmaxMatched) and not init.get("fitted"):
+        learn_scale(network, training)
     run.log_params(init_params(init))
 
     def on_epoch(epoch: int, row: Mapping[str, float]) -> None:
@@ -134,6 +154,13 @@ def fit_arm(
     )
     groups, target = named_data(training[0])
     return Fitted(result, kwargs, inputs or groups, chosen.target or target, init)
+
+
+def learn_scale(network: TmaxMatched, subjects: Sequence[Subject]) -> None:
+    """Standardise the features of a network that starts anew by those of its training subjects, within their masks."""
+    parts = (subject.parts() for subject in subjects)
+    features = [np.concatenate([np.asarray(image) for image in images])[:, mask > 0] for images, _, mask in parts]
+    network.scale.take(torch.from_numpy(np.concatenate(features, axis=1).T.astype(np.float32)))
 
 
 def mean_target(subjects: Sequence[Subject]) -> float:

@@ -91,7 +91,7 @@ def learned_maps(
 
     Raises
     ------
-    ValueError
+    InputError
         If there is noise nowhere: the posterior of a curve without noise is a point, and nothing was trained on it.
     """
     from reperfuse.perfusion.matched import matched_features
@@ -102,17 +102,33 @@ def learned_maps(
     measured = np.flatnonzero(alive(curves))
     if not measured.size:
         return found, []
-    known = noise[measured]
-    if not (known > 0).any():
-        raise ValueError("the noise is 0 in all curves, so nothing tells how sure their delay is")
-    usual = np.median(known[known > 0])
+    noise = noise.copy()
+    noise[measured] = told_noise(noise[measured])
     for start in range(0, measured.size, CHUNK_VOXELS):
         part = measured[start : start + CHUNK_VOXELS]
-        sigma = np.where(noise[part] > 0, noise[part], usual)
-        posterior = used.network.posterior(matched_features(curves[part], aif, dt, sigma))
+        posterior = used.network.posterior(matched_features(curves[part], aif, dt, noise[part]))
         for name in MAPS:
             found[name][part] = posterior[name]
     return found, edge_notes(at_edge_fraction(found["delay"][measured], used.trained), used.trained)
+
+
+def told_noise(noise: np.ndarray) -> np.ndarray:
+    """The noise that curves are weighed by, shape (n,): where it is 0, the median of the others.
+
+    Raises
+    ------
+    InputError
+        If it is 0 in all.
+
+    Examples
+    --------
+    >>> told_noise(np.array([2.0, 0.0, 4.0])).tolist()
+    [2.0, 3.0, 4.0]
+    """
+    known = noise[noise > 0]
+    if not known.size:
+        raise InputError("The series has no noise before the bolus, which its curves are weighed by: check the series.")
+    return np.where(noise > 0, noise, np.median(known))
 
 
 def alive(curves: np.ndarray) -> np.ndarray:

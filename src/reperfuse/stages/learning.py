@@ -41,9 +41,11 @@ def tune_arm(settings: ArmParams, seed: int, objective: Objective, *, join: bool
     rival_folders(asked)
     folds = read_folds(arm)
     training = folds[folds["side"] == "train"]
-    state = state_folder(
-        arm, "tune", seed, settings.train, {k: getattr(asked, k) for k in ("space", "epochs", "sampler")}
-    )
+    present = sorted(training["fold"].unique())
+    # Of a fold whose patients all left (no artery, no reference) nothing could be validated.
+    training = training.assign(fold=training["fold"].map({fold: place for place, fold in enumerate(present)}))
+    about = {name: getattr(asked, name) for name in ("space", "epochs", "sampler")} | dict(objective.about)
+    state = state_folder(arm, "tune", seed, settings.train, about)
     record = state / "study.json"
     if join:
         if not record.exists():

@@ -25,6 +25,9 @@ MODEL_URIS = ("models:/", "runs:/")
 BESIDE = chain.FLOW_METHODS[0]
 """The deconvolution behind what a network does not give: flow, volume, transit, and all where it may not be used."""
 
+DELAYS = ("delay", "delay_sd")
+"""What stays of a posterior where another network gives Tmax: a spread belongs to the map it was made with."""
+
 OF_THE_SAME_FEATURES = "tmax_matched"
 """The network of the arm that reads what the one that ships reads, so that delay and spread of that one go with it."""
 
@@ -38,7 +41,7 @@ class Method:
     deconvolution: str
     """Behind every map that no network gives."""
     learned: "Learned | None" = None
-    """The network that ships, where it takes part."""
+    """The network that ships, or another made by the same recipe, where it takes part."""
     trained: "TrainedModel[PerfusionPreprocess] | None" = None
     """The model that gives Tmax."""
     model: dict[str, Any] | None = None
@@ -72,7 +75,7 @@ def chosen_method(name: str, said_by: str = "--method") -> Method:
     if name in METHODS:
         return Method(name, name)
     if name == LEARNED:
-        return Method(name, BESIDE, learned=_shipped())
+        return Method(name, BESIDE, learned=_posterior())
     if name == CHAMPION:
         return _with_model(name, _champion_uri())
     if name.startswith(MODEL_URIS):
@@ -100,11 +103,10 @@ def _champion_uri() -> str:
 def _with_model(asked: str, uri: str) -> Method:
     from reperfuse import tracking
     from reperfuse.files import read_json
-    from reperfuse.networks import DESCRIPTION
+    from reperfuse.networks import DESCRIPTION, POSTERIORS
     from reperfuse.stages.trained import load_model
 
     folder = tracking.fetch_model(uri)
-    trained = load_model(ARM, str(folder), PerfusionPreprocess)
     described = read_json(folder / DESCRIPTION)
     model = {
         "network": described["network"],
@@ -112,14 +114,17 @@ def _with_model(asked: str, uri: str) -> Method:
         "uri": uri if uri.startswith(MODEL_URIS) else asked,
         "weights_sha256": described["weights_sha256"],
     }
-    beside = _shipped() if described["network"] == OF_THE_SAME_FEATURES else None
+    if described["network"] in POSTERIORS:
+        return Method(asked, BESIDE, learned=_posterior(folder), model=model)
+    trained = load_model(ARM, str(folder), PerfusionPreprocess)
+    beside = _posterior() if described["network"] == OF_THE_SAME_FEATURES else None
     return Method(asked, BESIDE, learned=beside, trained=trained, model=model)
 
 
-def _shipped() -> "Learned":
+def _posterior(folder: Path | None = None) -> "Learned":
     from reperfuse.stages.learned import load_learned
 
-    return load_learned()
+    return load_learned(folder)
 
 
 def maps_by(
@@ -127,9 +132,9 @@ def maps_by(
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Name to map, shape (I, J, K), and what the summary says of how they came about.
 
-    A network gives `tmax`; the one that ships gives `delay`, and `tmax_sd` and `delay_sd`, unless the scan is unlike
-    those it was trained on. All else is deconvolution's, and so is everything where no network may be used; `notes`
-    says why.
+    A network gives `tmax`; the one that ships gives `delay` and `delay_sd`, and `tmax_sd` where `tmax` is its own,
+    unless the scan is unlike those it was trained on. All else is deconvolution's, and so is everything where no
+    network may be used; `notes` says why.
     """
     found = chain.maps_of(bolus, arteries, settings, method.deconvolution)
     facts: dict[str, Any] = method.facts | {"notes": []}
@@ -180,9 +185,11 @@ def _posterior_maps(
     if sentences:
         what = "Tmax and delay are" if keep_tmax else "Delay is"
         facts["notes"] += [*sentences, f"{what} {facts['cbf_method']}'s therefore, not the learned network's."]
+        if not keep_tmax:
+            facts["notes"].append(f"Tmax stays that of {facts['method_asked']}, which reads the same features.")
         return {}
     values, notes = learned_maps(curves, aif, bolus.dt, noise, learned)
-    given = {name: image_of(value, bolus.brain) for name, value in values.items() if keep_tmax or name != "tmax"}
+    given = {name: image_of(value, bolus.brain) for name, value in values.items() if keep_tmax or name in DELAYS}
     facts["notes"] += notes
     facts["learned"] = {
         "network": learned.described["network"],

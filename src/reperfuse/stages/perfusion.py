@@ -128,6 +128,7 @@ def _objective(params: Params) -> "Objective":
         higher_is_better=False,
         score=partial(_search_scores, threshold_s=asked.evaluate.tmax_threshold_s),
         starts_at_mean=True,
+        about={"tmax_threshold_s": asked.evaluate.tmax_threshold_s},
     )
 
 

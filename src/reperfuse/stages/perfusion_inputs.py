@@ -17,7 +17,7 @@ from reperfuse.preprocessing.brain import threshold_mask
 from reperfuse.preprocessing.geometry import resample_time
 from reperfuse.preprocessing.intensity import zero_one
 from reperfuse.stages import maps_chain as chain
-from reperfuse.stages.learned import alive
+from reperfuse.stages.learned import alive, told_noise
 from reperfuse.stages.maps_input import Given, even_interval_s
 
 if TYPE_CHECKING:
@@ -171,19 +171,14 @@ def deconvolved_maps(scan: Examination, settings: PerfusionPreprocess) -> np.nda
 def matches(scan: Examination, settings: PerfusionPreprocess) -> np.ndarray:
     """Matched filters of each curve at the frames of the series itself (`perfusion.matched`), shape (F, I, J, K).
 
-    A voxel that was not measured has no matches: 0. Where the noise is 0 the median of the others stands for it.
+    A voxel that was not measured has no matches: 0.
     """
     passage = scan.passage
     bolus, curves, noise = passage.bolus, passage.bolus.curves, passage.bolus.brain_noise
     measured = alive(curves)
-    known = noise[measured & (noise > 0)]
-    if not known.size:
-        raise InputError(
-            "The series has no noise before the bolus, which its matches are weighed by: check the series."
-        )
-    noise = np.where(noise > 0, noise, np.median(known))
     features = np.zeros((len(curves), N_FEATURES), dtype=np.float32)
-    features[measured] = matched_features(curves[measured], passage.aif, bolus.dt, noise[measured])
+    sigma = told_noise(noise[measured])
+    features[measured] = matched_features(curves[measured], passage.aif, bolus.dt, sigma)
     image = np.zeros((N_FEATURES, *scan.brain.shape), dtype=np.float32)
     image[:, scan.brain] = features.T
     return image

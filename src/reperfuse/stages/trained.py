@@ -52,6 +52,10 @@ def load_model(arm: str, model: str | None, preprocess: type[Preprocess]) -> Tra
     extra = described["extra"]
     if extra.get("arm") != arm:
         raise InputError(f"{model or folder} is a model of the arm {extra.get('arm')}, not {arm}: name another.")
+    if "activation" not in extra:
+        raise InputError(
+            f"{model or folder} holds {described['network']}, which no stage of the arm trained: name another."
+        )
     return TrainedModel(
         network,
         extra["activation"],
