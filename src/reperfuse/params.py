@@ -269,7 +269,7 @@ class PerfusionTrain(Train):
     network: str = "tmax_matched"
     init_from: str | None = "learned"
     loss: str = "mse"
-    epochs: int = Field(25, ge=1)
+    epochs: int = Field(12, ge=1)
     steps_per_epoch: int | None = Field(20, ge=1)
     batch_size: int = Field(4, ge=1)
     patch_size: tuple[int, int, int] | None = (32, 32, 8)
