@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from reperfuse.errors import InputError
 from reperfuse.evaluation.metrics import SSIM_RANGE_S, structural_similarity
+from reperfuse.training import losses as module
 from reperfuse.training.losses import (
     ACTIVATIONS,
     DICE_WEIGHT,
@@ -13,13 +15,52 @@ from reperfuse.training.losses import (
     LOSSES,
     OVERESTIMATION_WEIGHT,
     QUANTILES,
+    REGRESSION_LOSSES,
+    SEGMENTATION_LOSSES,
     SSIM_WEIGHT,
     pinball,
 )
 
-SEGMENTATION = [name for name in LOSSES if ACTIVATIONS[name] == "sigmoid"]
-REGRESSION = [name for name in LOSSES if ACTIVATIONS[name] == "none"]
+SEGMENTATION = list(SEGMENTATION_LOSSES)
+REGRESSION = list(REGRESSION_LOSSES)
 SHAPE = (2, 1, 4, 5, 6)
+
+
+def box() -> torch.Tensor:
+    """A target of SHAPE that is true in a box of the first volume alone."""
+    target = torch.zeros(SHAPE)
+    target[0, :, 1:3, 1:4, 2:5] = 1
+    return target
+
+
+def _cross_entropy(p, y):
+    return -np.log(np.where(y == 1, p, 1 - p))
+
+
+def _tversky(p, y, fp, fn):
+    return 1 - (p * y).sum() / ((p * y).sum() + fp * (p * (1 - y)).sum() + fn * ((1 - p) * y).sum())
+
+
+def _generalized_dice(p, y):
+    classes = [(1 - p, 1 - y), (p, y)]
+    above = sum((q * t).sum() / t.sum() ** 2 for q, t in classes)
+    return 1 - 2 * above / sum((q.sum() + t.sum()) / t.sum() ** 2 for q, t in classes)
+
+
+def _worst_tenth(p, y):
+    return np.sort(_cross_entropy(p, y))[-(len(p) // 10) :].mean()
+
+
+CLOSED_FORMS = {
+    "bce": lambda p, y: _cross_entropy(p, y).mean(),
+    "soft_dice": lambda p, y: 1 - 2 * (p * y).sum() / (p.sum() + y.sum()),
+    "dice_bce": lambda p, y: 1 - 2 * (p * y).sum() / (p.sum() + y.sum()) + _cross_entropy(p, y).mean(),
+    "bce_generalized_dice": lambda p, y: _cross_entropy(p, y).mean() + _generalized_dice(p, y),
+    "focal": lambda p, y: (np.abs(y - p) ** 2 * _cross_entropy(p, y)).mean(),
+    "tversky": lambda p, y: _tversky(p, y, fp=0.3, fn=0.7),
+    "bce_topk": lambda p, y: _cross_entropy(p, y).mean() + _worst_tenth(p, y),
+}
+"""What each segmentation loss is of probabilities and truth, flat over the batch."""
 
 
 @pytest.fixture(autouse=True)
@@ -44,6 +85,144 @@ def test_a_confident_right_answer_costs_nothing_and_a_wrong_one_much(name):
     logits = 60 * target - 30
     assert LOSSES[name](logits, target, mask) < 1e-3
     assert LOSSES[name](-logits, target, mask) > 0.9
+
+
+def test_every_loss_is_of_one_kind_which_names_its_activation():
+    assert not set(SEGMENTATION) & set(REGRESSION) and [*SEGMENTATION, *REGRESSION] == list(LOSSES)
+    assert {name for name in ACTIVATIONS if ACTIVATIONS[name] == "sigmoid"} == set(SEGMENTATION)
+
+
+@pytest.mark.parametrize("name", SEGMENTATION)
+def test_a_segmentation_loss_is_its_closed_form_over_the_batch(name):
+    logits, target = torch.randn(SHAPE), box()
+    p, y = (values.double().numpy().ravel() for values in (torch.sigmoid(logits.double()), target))
+    assert float(LOSSES[name](logits, target, target)) == pytest.approx(CLOSED_FORMS[name](p, y), rel=1e-4)
+
+
+@pytest.mark.parametrize("name", SEGMENTATION)
+@pytest.mark.parametrize("target", [torch.zeros(SHAPE), torch.ones(SHAPE), box()], ids=["empty", "full", "box"])
+@pytest.mark.parametrize("logit", [-50.0, 0.0, 50.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_saturated_logits_keep_value_and_gradient_finite(name, target, logit, dtype):
+    prediction = torch.full(SHAPE, logit, dtype=dtype, requires_grad=True)
+    loss = LOSSES[name](prediction, target, target)
+    loss.backward()
+    assert loss.isfinite() and loss > -1e-6 and loss.dtype == torch.float32
+    assert prediction.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("name", SEGMENTATION)
+@pytest.mark.parametrize("target", [torch.zeros(SHAPE), torch.ones(SHAPE), box()], ids=["empty", "full", "box"])
+def test_the_gradient_raises_logits_of_true_voxels_and_lowers_the_others(name, target):
+    prediction = torch.randn(SHAPE, requires_grad=True)
+    LOSSES[name](prediction, target, target).backward()
+    assert (torch.where(target > 0, -prediction.grad, prediction.grad) > 0).all()
+
+
+@pytest.mark.parametrize("name", SEGMENTATION)
+@pytest.mark.parametrize("target", [torch.zeros(SHAPE), torch.ones(SHAPE), box()], ids=["empty", "full", "box"])
+def test_no_answer_is_better_than_the_truth(name, target):
+    truth = 60 * target - 30
+    least = LOSSES[name](truth, target, target)
+    assert 0 <= least + 1e-6 < 1e-3
+    for wrong in (torch.randn(SHAPE), truth.abs(), -truth.abs(), truth.roll(1, dims=-1), truth / 30):
+        assert LOSSES[name](wrong, target, target) >= least
+
+
+@pytest.mark.parametrize("name", SEGMENTATION)
+def test_where_a_voxel_lies_does_not_matter_be_it_in_another_volume_of_the_batch(name):
+    logits, target, order = torch.randn(SHAPE), box(), torch.randperm(box().numel())
+    moved = (values.flatten()[order].view(SHAPE) for values in (logits, target))
+    assert torch.isclose(LOSSES[name](*moved, target), LOSSES[name](logits, target, target), rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", SEGMENTATION)
+def test_the_brain_mask_does_not_matter_to_a_segmentation_loss(name):
+    logits, target = torch.randn(SHAPE), box()
+    assert LOSSES[name](logits, target, target * 0) == LOSSES[name](logits, target, target + 1)
+
+
+@pytest.mark.parametrize("name", SEGMENTATION)
+def test_a_larger_volume_of_the_same_voxels_costs_the_same(name):
+    logits, target = torch.randn(SHAPE), box()
+    large = (values.repeat(1, 1, 10, 10, 10) for values in (logits, target))
+    assert torch.isclose(LOSSES[name](*large, target), LOSSES[name](logits, target, target), rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", SEGMENTATION)
+def test_a_small_network_learns_a_box_in_thirty_steps(name):
+    target = box()
+    image = target + 0.3 * torch.randn(SHAPE)
+    network = nn.Sequential(nn.Conv3d(1, 4, 3, padding=1), nn.ReLU(), nn.Conv3d(4, 1, 1))
+    optimiser = torch.optim.Adam(network.parameters(), lr=0.05)
+    history = []
+    for _ in range(30):
+        loss = LOSSES[name](network(image), target, target)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        history.append(loss.item())
+    assert history[-1] < 0.7 * history[0]
+    on_box, beside = (network(image)[target == value].mean() for value in (1, 0))
+    assert on_box > beside + 1
+
+
+@pytest.mark.parametrize("absent", [0, 1])
+def test_generalized_dice_of_one_class_alone_is_the_mean_probability_of_the_other(absent):
+    logits, target = torch.randn(SHAPE), torch.full(SHAPE, 1.0 - absent)
+    term = LOSSES["bce_generalized_dice"](logits, target, target) - LOSSES["bce"](logits, target, target)
+    assert torch.isclose(term, (torch.sigmoid(logits) - target).abs().mean(), rtol=1e-4)
+
+
+def test_generalized_dice_weighs_lesion_and_background_alike():
+    logits, target = torch.randn(SHAPE), box()
+    swapped = LOSSES["bce_generalized_dice"](-logits, 1 - target, target)
+    assert torch.isclose(swapped, LOSSES["bce_generalized_dice"](logits, target, target))
+
+
+@pytest.mark.parametrize("truth", [0.0, 1.0])
+def test_generalized_dice_still_teaches_a_voxel_that_is_surely_wrong(monkeypatch, truth):
+    monkeypatch.setattr(module, "bce", lambda *arguments: 0.0)
+    prediction = torch.full(SHAPE, 20 - 40 * truth, requires_grad=True)
+    LOSSES["bce_generalized_dice"](prediction, torch.full(SHAPE, truth), prediction).backward()
+    slope = torch.sigmoid(torch.tensor(-20.0)) / prediction.numel()  # of σ(20)
+    assert torch.allclose(prediction.grad, slope if truth == 0 else -slope, rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize(("alpha", "factor"), [(None, 1.0), (0.5, 0.5)])
+def test_focal_without_focus_is_the_cross_entropy_up_to_alpha(monkeypatch, alpha, factor):
+    monkeypatch.setattr(module, "FOCAL_GAMMA", 1e-6)
+    monkeypatch.setattr(module, "FOCAL_ALPHA", alpha)
+    arguments = 3 * torch.randn(SHAPE), box(), box()
+    assert torch.isclose(LOSSES["focal"](*arguments), factor * LOSSES["bce"](*arguments), rtol=1e-4)
+
+
+def test_tversky_of_equal_weights_is_soft_dice(monkeypatch):
+    monkeypatch.setattr(module, "TVERSKY_ALPHA", 0.5)
+    monkeypatch.setattr(module, "TVERSKY_BETA", 0.5)
+    arguments = torch.randn(SHAPE), box(), box()
+    assert torch.isclose(LOSSES["tversky"](*arguments), LOSSES["soft_dice"](*arguments))
+
+
+def test_tversky_pardons_a_voxel_too_many_rather_than_one_missed():
+    target = box()  # 18 true voxels
+    larger, smaller = target.clone(), target.clone()
+    larger[1, :, 0, 0, :], smaller[0, :, 1, 1:3, 2:5] = 1, 0  # 6 too many, 6 missed
+    too_many, missed = (float(LOSSES["tversky"](100 * found - 50, target, target)) for found in (larger, smaller))
+    assert too_many == pytest.approx(1 - 18 / (18 + 0.3 * 6), abs=1e-5)
+    assert missed == pytest.approx(1 - 12 / (12 + 0.7 * 6), abs=1e-5)
+
+
+def test_the_worst_of_all_voxels_is_the_mean(monkeypatch):
+    monkeypatch.setattr(module, "TOPK_SHARE", 1.0)
+    arguments = torch.randn(SHAPE), box(), box()
+    assert torch.isclose(LOSSES["bce_topk"](*arguments), 2 * LOSSES["bce"](*arguments))
+
+
+def test_fewer_voxels_than_ten_have_one_worst_voxel():
+    logits = torch.tensor([0.0, -50.0]).view(1, 1, 1, 1, 2)
+    loss = LOSSES["bce_topk"](logits, torch.zeros_like(logits), logits)
+    assert float(loss) == pytest.approx(1.5 * np.log(2))
 
 
 @pytest.mark.parametrize("name", REGRESSION)

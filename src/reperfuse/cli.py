@@ -216,6 +216,41 @@ def maps(
     run(source, out, settings=settings, method=method, te_s=te, tr_s=tr, mask=mask, aif=aif, adc=adc)
 
 
+@app.command()
+def segment(
+    image: Annotated[Path, typer.Argument(help="T1w image, NIfTI, any orientation and spacing", show_default=False)],
+    out: Annotated[Path, typer.Option(help="lesion mask to write, .nii.gz, on the image's grid", show_default=False)],
+    model: Annotated[
+        str, typer.Option(help="champion, or a model of the lesion arm (models:/…, runs:/…, a folder)")
+    ] = "champion",
+    probability: Annotated[
+        Path | None, typer.Option(help="probability of lesion to write, .nii.gz", show_default=False)
+    ] = None,
+    mirror: Annotated[
+        bool, typer.Option("--mirror", help="average over the eight mirror images: eight times as long")
+    ] = False,
+) -> None:
+    """The lesion in one image by a model of the lesion arm, back on the image's own grid."""
+    from reperfuse.stages.segment import segment as run
+
+    run(image, out, model=model, probability=probability, mirror=mirror)
+
+
+@app.command()
+def score(
+    prediction: Annotated[Path, typer.Argument(help="predicted lesion mask, NIfTI, 0 and 1", show_default=False)],
+    truth: Annotated[Path, typer.Argument(help="true lesion mask on the same grid", show_default=False)],
+    probability: Annotated[
+        Path | None, typer.Option(help="probability of lesion on the same grid", show_default=False)
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout, undefined as null")] = False,
+) -> None:
+    """Overlap, surface distances [mm], volumes [mL] and lesion-wise scores of one predicted mask."""
+    from reperfuse.stages.scoring import score as run
+
+    run(prediction, truth, probability=probability, as_json=as_json)
+
+
 # ---- what comes after -----------------------------------------------------------------------------------------------
 @app.command()
 def promote(arm: ArmArgument) -> None:

@@ -154,18 +154,33 @@ def _git(root: Path, *words: str) -> str:
     return done.stdout.strip() if done.returncode == 0 else ""
 
 
+def _identity(root: Path) -> dict[str, str]:
+    """Who commits an experiment: DVC demands a name, and its copy of the repository does not know the repository's."""
+    name = _git(root, "config", "user.name") or "reperfuse"
+    email = _git(root, "config", "user.email") or "reperfuse@localhost"
+    return {
+        f"GIT_{role}_{what}": value
+        for role in ("AUTHOR", "COMMITTER")
+        for what, value in (("NAME", name), ("EMAIL", email))
+    }
+
+
 # ---- the run --------------------------------------------------------------------------------------------------------
 def _dvc_exp_run(root: Path, run: str, title: str, set_params: Sequence[str], preset: Preset) -> None:
     """`dvc exp run --temp` up to the preset's last stage, its output on this terminal."""
     options = [word for value in set_params for word in ("--set-param", value)]
     command = [sys.executable, "-m", "dvc", "exp", "run", "--temp", "--name", run, *options]
-    environment = os.environ | {
-        # `python` in a DVC stage is whatever PATH finds first.
-        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
-        "PYTHONUNBUFFERED": "1",
-        "DVC_NO_ANALYTICS": "1",
-        "REPERFUSE_EXPERIMENT": title,
-    }
+    environment = (
+        _identity(root)
+        | os.environ
+        | {
+            # `python` in a DVC stage is whatever PATH finds first.
+            "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
+            "PYTHONUNBUFFERED": "1",
+            "DVC_NO_ANALYTICS": "1",
+            "REPERFUSE_EXPERIMENT": title,
+        }
+    )
     target = f"{preset.arm}-{preset.until}"
     with subprocess.Popen([*command, target], cwd=root, env=environment) as process:
         try:

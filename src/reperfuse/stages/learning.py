@@ -194,7 +194,7 @@ def train_arm(settings: ArmParams, seed: int, objective: Objective) -> None:
         fitted = fit_arm(objective, chosen, seed, train=participants, state=state, run=run)
         metrics = _time_taken(fitted) | tracking.grouped("cv", best["cv_scores"])
         run.log_metrics(metrics)
-        _save(out, settings, arm, chosen, fitted, len(participants))
+        _save(out, settings, objective, chosen, fitted, len(participants))
         write_table(out / "history.csv", pd.DataFrame(fitted.result.history))
         log_model_of(run, out)
         metrics |= {"train/loss": fitted.result.history[-1]["loss"]}
@@ -231,7 +231,7 @@ def _train_rivals(
         ) as run:
             fitted = fit_arm(objective, chosen, seed, train=participants, state=state, run=run)
             run.log_metrics(_time_taken(fitted) | {f"cv/{objective.metric}": rival["cv_score"]})
-            _save(out / name, settings, objective.arm, chosen, fitted, len(participants))
+            _save(out / name, settings, objective, chosen, fitted, len(participants))
         states.append(state)
     return states
 
@@ -240,7 +240,9 @@ def _time_taken(fitted: Fitted) -> dict[str, float]:
     return {"time/train_s": float(sum(row["seconds"] for row in fitted.result.history))}
 
 
-def _save(folder: Path, settings: ArmParams, arm: str, chosen: Train, fitted: Fitted, trained_on: int) -> None:
+def _save(
+    folder: Path, settings: ArmParams, objective: Objective, chosen: Train, fitted: Fitted, trained_on: int
+) -> None:
     """model.safetensors and model.json, with all that inference must know."""
     save_network(
         folder,
@@ -248,12 +250,13 @@ def _save(folder: Path, settings: ArmParams, arm: str, chosen: Train, fitted: Fi
         fitted.network_kwargs,
         fitted.result.network,
         extra={
-            "arm": arm,
+            "arm": objective.arm,
             "activation": ACTIVATIONS[chosen.loss],
             "preprocess": settings.preprocess.model_dump(mode="json"),
             "inputs": list(fitted.inputs),
             "target": fitted.target,
             "init": fitted.init,
+            "scored_with": dict(objective.about),
             "trained_on": trained_on,
         },
     )

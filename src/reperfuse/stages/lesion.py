@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 ARM = "lesion"
 
+THRESHOLD = "probability_threshold"
+"""Above it a probability is lesion: a parameter of evaluate, and kept with each model."""
+
 
 def cohort(params: Params) -> None:
     """results/lesion/cohort.csv: who is there and takes part."""
@@ -105,7 +108,7 @@ def _objective(params: Params) -> "Objective":
     ) -> dict[str, float]:
         return {"dice": dice(probability > threshold, target > 0)}
 
-    return Objective(arm=ARM, metric="dice", higher_is_better=True, score=score)
+    return Objective(arm=ARM, metric="dice", higher_is_better=True, score=score, about={THRESHOLD: threshold})
 
 
 def evaluate(params: Params) -> None:

@@ -77,7 +77,9 @@ def chosen_method(name: str, said_by: str = "--method") -> Method:
     if name == LEARNED:
         return Method(name, BESIDE, learned=_posterior())
     if name == CHAMPION:
-        return _with_model(name, _champion_uri())
+        from reperfuse.stages.trained import champion_uri
+
+        return _with_model(name, champion_uri(ARM, f"take --method {LEARNED}"))
     if name.startswith(MODEL_URIS):
         return _with_model(name, name)
     if name and Path(name).is_dir():
@@ -86,18 +88,6 @@ def chosen_method(name: str, said_by: str = "--method") -> Method:
         f"{said_by} is {name!r}: name one of {', '.join(METHODS)}, {LEARNED} or {CHAMPION}, or a model "
         "(such as models:/perfusion/3, or its folder)."
     )
-
-
-def _champion_uri() -> str:
-    from reperfuse import tracking
-
-    version = tracking.champion(ARM)
-    if version is None:
-        raise InputError(
-            f"The {ARM} arm has no champion in {tracking.tracking_uri()}: run `reperfuse promote {ARM}` once it is "
-            f"trained, or take --method {LEARNED}."
-        )
-    return version.uri
 
 
 def _with_model(asked: str, uri: str) -> Method:

@@ -1,7 +1,8 @@
 """A trained model in use: its network, and the preprocessing it was trained behind."""
 
-from dataclasses import dataclass
-from typing import Generic, TypeVar
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from pydantic import BaseModel
@@ -15,6 +16,9 @@ from reperfuse.training.predict import predict_volume
 
 WINDOW, WHOLE_VOXELS = (128, 128, 128), 4_000_000
 """Volumes above `WHOLE_VOXELS` are predicted in windows, which bounds memory at 1 mm."""
+
+CHAMPION = "champion"
+"""The name by which a verb asks for an arm's champion."""
 
 Preprocess = TypeVar("Preprocess", bound=BaseModel)
 
@@ -30,6 +34,8 @@ class TrainedModel(Generic[Preprocess]):
     """Groups of channels it takes, in this order; none where the arm has no groups, or had none when it was trained."""
     target: str | None = None
     """What it gives, where its arm has more than one target; None is the arm's first."""
+    scored_with: Mapping[str, Any] = field(default_factory=dict)
+    """Parameters that entered the scores it was chosen by, such as the threshold of a probability."""
 
     def predict(self, array: np.ndarray) -> np.ndarray:
         """Prediction, shape (I, J, K), for a preprocessed image, shape (C, I, J, K), in single precision on the CPU."""
@@ -62,4 +68,22 @@ def load_model(arm: str, model: str | None, preprocess: type[Preprocess]) -> Tra
         preprocess.model_validate(extra["preprocess"]),
         tuple(extra.get("inputs") or ()),
         extra.get("target"),
+        extra.get("scored_with", {}),
     )
+
+
+def champion_uri(arm: str, otherwise: str = "name a model") -> str:
+    """The URI of an arm's champion.
+
+    Raises
+    ------
+    InputError
+        If there is none; what to do `otherwise` ends the sentence.
+    """
+    version = tracking.champion(arm)
+    if version is None:
+        raise InputError(
+            f"The {arm} arm has no champion in {tracking.tracking_uri()}: run `reperfuse promote {arm}` once it is "
+            f"trained, or {otherwise}."
+        )
+    return version.uri
