@@ -130,10 +130,13 @@ def test_lesion_scores_have_the_keys_that_scripts_rely_on() -> None:
         "recall",
         "hd95_mm",
         "assd_mm",
+        "surface_dice",
         "volume_difference_ml",
+        "volume_error_ml",
         "lesion_count_difference",
         "lesion_f1_atlas",
         "lesion_f1_isles22",
         "lesion_rq_isles26",
+        "auc",
         "pr_auc",
     }

@@ -1,12 +1,17 @@
 """Sides never move, folds are balanced, nobody is on two sides."""
 
+from pathlib import Path
+
 import pandas as pd
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from reperfuse.cohort.folds import first_by_hash, folds_table, side_of
+from reperfuse.cohort.folds import ENOUGH_CENTRES, choose_group, first_by_hash, folds_table, side_of
 from reperfuse.errors import InputError
+from reperfuse.params import Folds, Params
+from reperfuse.stages import layout
+from reperfuse.stages.processed import write_folds
 
 ids = st.lists(st.text("abcdef0123456789", min_size=1, max_size=8), unique=True, min_size=1, max_size=40)
 salts = st.text(max_size=6)
@@ -174,6 +179,7 @@ def test_two_sessions_are_one_subject():
         (9, {"holdout_count": 40}, "0 of 9 subjects are left"),
         (9, {"holdout_count": 0}, "hold out at least 1"),
         (9, {"group_by": "centre"}, "centre of sub-0, sub-1, sub-2 is unknown"),
+        (9, {"group_by": "auto"}, "choose participant_id or centre"),
     ],
 )
 def test_what_cannot_be_split_is_refused_with_what_to_change(rows, change, sentence):
@@ -186,3 +192,188 @@ def test_a_subject_in_two_centres_is_refused():
     cohort = pd.DataFrame({"participant_id": ["sub-a", "sub-a"], "centre": ["R001", "R002"]})
     with pytest.raises(InputError, match="several centres"):
         folds_table(cohort, n_folds=2, holdout_fraction=0.5, salt="s")
+
+
+def at_centres(sizes, first=0):
+    """`sizes[i]` subjects at centre `first + i`."""
+    rows = [(f"sub-{i:03d}x{n:04d}", f"C{i:03d}") for i, size in enumerate(sizes, start=first) for n in range(size)]
+    return pd.DataFrame(rows, columns=["participant_id", "centre"])
+
+
+centre_sizes = st.lists(st.integers(1, 9), min_size=1, max_size=30)
+
+
+def auto_table(cohort, **choice):
+    """As the stage does it: what `auto` chose, and the table."""
+    group_by, _ = choose_group(cohort, "auto")
+    return group_by, table_or_refusal(cohort, group_by=group_by, **choice)
+
+
+@quick
+@given(centre_sizes, salts, fractions, st.integers(2, 5))
+def test_by_default_no_centre_is_on_two_sides_or_in_two_folds_where_centres_are_enough(sizes, salt, fraction, n_folds):
+    group_by, table = auto_table(at_centres(sizes), n_folds=n_folds, holdout_fraction=fraction, salt=salt)
+    assert table.participant_id.is_unique and len(table) == sum(sizes)
+    assert (group_by == "centre") == (len(sizes) >= ENOUGH_CENTRES)
+    if len(sizes) >= ENOUGH_CENTRES:
+        assert (table.groupby("centre")["side"].nunique() == 1).all()
+        train = table[table.side == "train"]
+        assert (train.groupby("centre")["fold"].nunique() == 1).all()
+        assert set(train.fold) == set(range(n_folds))
+
+
+@quick
+@given(centre_sizes, st.integers(0, 9), centre_sizes, salts, fractions)
+def test_by_default_new_subjects_and_centres_move_nobody_until_centres_are_enough(sizes, grown, more, salt, fraction):
+    choice = {"n_folds": 2, "holdout_fraction": fraction, "salt": salt}
+    old = at_centres(sizes)
+    bigger = pd.concat([at_centres([size + grown for size in sizes]), at_centres(more, first=len(sizes))])
+    (group_then, before), (group_now, after) = auto_table(old, **choice), auto_table(bigger, **choice)
+    if group_then == group_now:
+        sides = after.set_index("participant_id")["side"]
+        assert (sides[before["participant_id"]].to_numpy() == before["side"].to_numpy()).all()
+    else:
+        assert len(sizes) < ENOUGH_CENTRES <= len(sizes) + len(more)
+
+
+@quick
+@given(centre_sizes, salts, fractions, st.integers(2, 5), st.integers(0, 2**32 - 1))
+def test_the_default_split_is_blind_to_the_order_of_rows_and_the_same_twice(sizes, salt, fraction, n_folds, seed):
+    choice = {"n_folds": n_folds, "holdout_fraction": fraction, "salt": salt}
+    group_by, table = auto_table(at_centres(sizes), **choice)
+    again, shuffled = auto_table(at_centres(sizes).sample(frac=1, random_state=seed), **choice)
+    assert again == group_by and shuffled.equals(table)
+
+
+@quick
+@given(st.lists(st.integers(1, 9), min_size=ENOUGH_CENTRES, max_size=30), salts, st.integers(2, 5))
+def test_folds_of_centres_differ_by_no_more_than_the_largest_centre(sizes, salt, n_folds):
+    table = table_or_refusal(
+        at_centres(sizes), n_folds=n_folds, holdout_fraction=0.2, salt=salt, group_by="centre"
+    ).dropna(subset="fold")
+    loads = table.fold.value_counts()
+    assert loads.max() - loads.min() <= table.centre.value_counts().max()
+
+
+def test_auto_goes_by_subject_where_no_centre_is_known_or_only_one():
+    unknown = pd.DataFrame({"participant_id": [f"sub-{n}" for n in range(12)]})
+    for cohort in (unknown, unknown.assign(centre="n/a"), unknown.assign(centre="R001")):
+        group_by, why = choose_group(cohort, "auto")
+        assert group_by == "participant_id"
+        assert f"here {int('R001' in cohort.to_numpy())}" in why
+        plain = folds_table(cohort, n_folds=3, holdout_fraction=0.25, salt="reperfuse")
+        assert folds_table(cohort, n_folds=3, holdout_fraction=0.25, salt="reperfuse", group_by=group_by).equals(plain)
+
+
+def test_auto_goes_by_centre_from_ten_centres_on_however_many_subjects_they_have():
+    assert ENOUGH_CENTRES == 10
+    assert choose_group(at_centres([50] * 9), "auto")[0] == "participant_id"
+    assert choose_group(at_centres([1] * 10), "auto") == (
+        "centre",
+        "by centre: folds.group_by is auto, and all 10 centres are known",
+    )
+
+
+@pytest.mark.parametrize("asked", ["participant_id", "centre"])
+@pytest.mark.parametrize("n_centres", [1, 30])
+def test_what_is_asked_for_is_taken(asked, n_centres):
+    assert choose_group(at_centres([2] * n_centres), asked)[0] == asked
+
+
+@pytest.mark.parametrize("mark", [None, "", "n/a", "unknown"])
+def test_a_subject_of_unknown_centre_among_enough_known_ones_is_refused_not_split_by_subject(mark):
+    cohort = at_centres([2] * ENOUGH_CENTRES)
+    cohort.loc[5, "centre"] = mark
+    with pytest.raises(InputError, match=f"centre of {cohort.participant_id[5]} is unknown: fill in participants.tsv"):
+        choose_group(cohort, "auto")
+    few = at_centres([2] * (ENOUGH_CENTRES - 1))
+    few.loc[5, "centre"] = mark
+    assert choose_group(few, "auto")[0] == "participant_id"
+
+
+def test_centres_that_cannot_fill_the_folds_are_told_the_way_out():
+    with pytest.raises(InputError, match=r"bring more centres, or set folds\.group_by to participant_id"):
+        folds_table(at_centres([3] * 10), n_folds=20, holdout_fraction=0.25, salt="s", group_by="centre")
+
+
+def test_the_split_of_500_and_154():
+    cohort = at_centres([20] * 30 + [18] * 3)
+    assert len(cohort) == 654
+    table = folds_table(cohort, n_folds=5, holdout_fraction=0.25, salt="reperfuse", holdout_count=154)
+    assert table.side.value_counts().to_dict() == {"train": 500, "holdout": 154}
+    assert table.fold.value_counts().to_dict() == dict.fromkeys(range(5), 100)
+
+
+@pytest.mark.parametrize("group_by", ["participant_id", "centre"])
+@pytest.mark.parametrize(("n_folds", "shares"), [(4, (0.6, 0.2, 0.2)), (5, (0.64, 0.16, 0.2))])
+def test_a_holdout_of_20_percent_and_4_folds_is_60_20_20(n_folds, shares, group_by):
+    """And 80/20 whatever the folds are; of centres too, though they differ in size ninefold."""
+    cohort = at_centres([1 + i % 9 for i in range(1000)])
+    table = folds_table(cohort, n_folds=n_folds, holdout_fraction=0.2, salt="s", group_by=group_by)
+    held_out = (table.side == "holdout").mean()
+    for fold in range(n_folds):
+        validates = (table.fold == fold).sum() / len(table)
+        assert (1 - held_out - validates, validates, held_out) == pytest.approx(shares, abs=0.03)
+
+
+def test_one_centre_is_left_out_whole():
+    table = folds_table(
+        at_centres([5, 7, 3, 9]), n_folds=3, holdout_fraction=0.25, salt="s", group_by="centre", holdout_count=1
+    )
+    assert table.groupby("side")["centre"].nunique().to_dict() == {"holdout": 1, "train": 3}
+
+
+def demo_cohort():
+    return pd.DataFrame(
+        [(f"sub-r{i % 4 + 1:03d}s{i // 4 + 1:03d}", f"R{i % 4 + 1:03d}") for i in range(20)],
+        columns=["participant_id", "centre"],
+    )
+
+
+DEMO_HOLDOUT = ["sub-r001s001", "sub-r001s005", "sub-r002s001", "sub-r002s002", "sub-r002s004", "sub-r004s003"]
+
+
+def folds_of(cohort, settings, tmp_path, monkeypatch):
+    """folds.csv as the stage writes it."""
+    monkeypatch.chdir(tmp_path)
+    path = Path(layout.cohort_csv("lesion"))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    cohort.to_csv(path, index=False)
+    write_folds("lesion", settings)
+    return pd.read_csv(layout.folds_csv("lesion"), dtype={"centre": str})
+
+
+def test_the_demo_with_its_four_centres_holds_out_whom_it_always_did(tmp_path, monkeypatch, capsys):
+    settings = Params().lesion.folds
+    assert settings.group_by == "auto" and Params().perfusion.folds.group_by == "auto"
+    table = folds_of(demo_cohort(), settings, tmp_path, monkeypatch)
+    assert list(table.loc[table.side == "holdout", "participant_id"]) == DEMO_HOLDOUT
+    assert capsys.readouterr().out == (
+        "14 subjects in 3 folds, 6 held out, by subject: folds.group_by auto goes by centre from 10 known centres on, "
+        "here 4.\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("asked", "sentence"),
+    [
+        ("auto", "by centre: folds.group_by is auto, and all 33 centres are known."),
+        ("centre", "by centre, as folds.group_by says."),
+        ("participant_id", "by subject, as folds.group_by says."),
+    ],
+)
+def test_the_stage_says_what_stays_together_and_why(asked, sentence, tmp_path, monkeypatch, capsys):
+    table = folds_of(at_centres([20] * 33), Folds(group_by=asked), tmp_path, monkeypatch)
+    assert capsys.readouterr().out.endswith(f"held out, {sentence}\n")
+    assert (table.groupby("centre")["side"].nunique() == 1).all() == (asked != "participant_id")
+
+
+def test_centres_named_by_numbers_keep_their_sides_when_one_of_another_name_joins(tmp_path, monkeypatch):
+    """A column of 01, 02, ... is read as text also while nothing in it but numbers stands."""
+    cohort = at_centres([3] * 20)
+    cohort["centre"] = cohort["centre"].str[2:]
+    settings = Folds(group_by="centre")
+    before = folds_of(cohort, settings, tmp_path, monkeypatch)
+    after = folds_of(pd.concat([cohort, at_centres([3], first=20)]), settings, tmp_path, monkeypatch)
+    assert after[after.participant_id.isin(before.participant_id)].side.tolist() == before.side.tolist()
+    assert before.centre.tolist() == cohort.centre.tolist()

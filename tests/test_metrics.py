@@ -10,22 +10,32 @@ from scipy import ndimage
 from reperfuse.errors import InputError
 from reperfuse.evaluation.metrics import (
     METRICS,
+    SURFACE_TOLERANCE_MM,
     average_precision,
     dice,
     lesion_scores,
     map_scores,
+    roc_auc,
     structural_similarity,
     surface_distances,
     tmax_scores,
 )
 
-UNIT = ("dice", "iou", "precision", "recall", "lesion_f1_atlas", "lesion_f1_isles22", "lesion_rq_isles26")
-KEYS = {*UNIT, "hd95_mm", "assd_mm", "volume_difference_ml", "lesion_count_difference"}
-SYMMETRIC = ("dice", "iou", "hd95_mm", "assd_mm", "lesion_count_difference", "lesion_rq_isles26")
+LESION_WISE = ("lesion_f1_atlas", "lesion_f1_isles22", "lesion_rq_isles26")
+OVERLAP = ("dice", "iou", "surface_dice")
+UNIT = (*OVERLAP, "precision", "recall", *LESION_WISE)
+KEYS = {*UNIT, "hd95_mm", "assd_mm", "volume_difference_ml", "volume_error_ml", "lesion_count_difference"}
+SYMMETRIC = (*OVERLAP, "hd95_mm", "assd_mm", "volume_error_ml", "lesion_count_difference", "lesion_rq_isles26")
 
 shapes = hnp.array_shapes(min_dims=3, max_dims=3, min_side=2, max_side=6)
 pairs = shapes.flatmap(lambda shape: st.tuples(*(hnp.arrays(bool, shape) for _ in range(2))))
+sparse = st.tuples(*(hnp.arrays(bool, (3, 4, 9), elements=st.integers(0, 6).map(lambda n: n == 0)) for _ in range(2)))
+"""Of several components each."""
 spacings = st.tuples(*(st.floats(0.5, 5.0) for _ in range(3)))
+ranked = shapes.flatmap(
+    lambda shape: st.tuples(hnp.arrays(np.int8, shape, elements=st.integers(0, 4)), hnp.arrays(bool, shape))
+)
+"""Values with many ties, and a truth."""
 
 
 def box(shape: tuple[int, int, int], *corners: tuple[int, int]) -> np.ndarray:
@@ -52,6 +62,18 @@ def brute_lesion_f1(prediction: np.ndarray, truth: np.ndarray, connectivity: int
     extra = sum(not (truth & (predicted == lesion)).any() for lesion in range(1, n_predicted + 1))
     errors = n_true - hit + extra
     return 1.0 if hit + errors == 0 else hit / (hit + errors / 2)
+
+
+def brute_recognition_quality(prediction: np.ndarray, truth: np.ndarray, least_iou: float) -> float:
+    (predicted, n_predicted), (true, n_true) = (ndimage.label(mask, np.ones((3, 3, 3))) for mask in (prediction, truth))
+    lesions, found = ([labels == i + 1 for i in range(n)] for labels, n in ((true, n_true), (predicted, n_predicted)))
+    iou = {(t, p): (a & b).sum() / (a | b).sum() for t, a in enumerate(lesions) for p, b in enumerate(found)}
+    matched = 0
+    while iou and max(iou.values()) >= least_iou:
+        best = max(iou, key=iou.__getitem__)
+        iou = {pair: value for pair, value in iou.items() if pair[0] != best[0] and pair[1] != best[1]}
+        matched += 1
+    return 2 * matched / (n_true + n_predicted) if n_true + n_predicted else 1.0
 
 
 @given(pairs, spacings)
@@ -111,6 +133,13 @@ def test_distances_grow_with_the_spacing_and_volumes_with_its_cube(masks, spacin
 
 @given(pairs, spacings)
 @settings(max_examples=30, deadline=None)
+def test_the_volume_error_of_a_lesion_is_the_size_of_its_volume_difference(masks, spacing):
+    scores = lesion_scores(*masks, spacing)
+    assert scores["volume_error_ml"] == abs(scores["volume_difference_ml"])
+
+
+@given(pairs, spacings)
+@settings(max_examples=30, deadline=None)
 def test_surface_distances_equal_brute_force_over_all_pairs_of_surface_voxels(masks, spacing):
     scores = lesion_scores(*masks, spacing)
     if not (masks[0].any() and masks[1].any()):
@@ -123,12 +152,96 @@ def test_surface_distances_equal_brute_force_over_all_pairs_of_surface_voxels(ma
     assert scores["assd_mm"] == pytest.approx(np.concatenate([there, back]).mean())
 
 
+@given(pairs, spacings, st.floats(0, 8))
+@settings(max_examples=30, deadline=None)
+def test_surface_dice_equals_looking_at_every_surface_voxel(masks, spacing, tolerance):
+    score = lesion_scores(*masks, spacing, tolerance_mm=tolerance)["surface_dice"]
+    if not (masks[0].any() and masks[1].any()):
+        assert score == float(not masks[0].any() and not masks[1].any())
+        return
+    ours, theirs = (brute_surface(mask, spacing) for mask in masks)
+    near = sum(any(np.linalg.norm(a - b) <= tolerance + 1e-6 for b in theirs) for a in ours)
+    near += sum(any(np.linalg.norm(a - b) <= tolerance + 1e-6 for a in ours) for b in theirs)
+    assert score == pytest.approx(near / (len(ours) + len(theirs)))
+
+
+@given(pairs, spacings, st.floats(0, 5), st.floats(0, 5))
+@settings(max_examples=30, deadline=None)
+def test_surface_dice_grows_with_the_tolerance_up_to_one(masks, spacing, tolerance, more):
+    asked = (tolerance, tolerance + more, 5 * np.linalg.norm(spacing))
+    scores = [lesion_scores(*masks, spacing, tolerance_mm=each)["surface_dice"] for each in asked]
+    assert scores == sorted(scores)
+    assert scores[-1] == float(masks[0].any() == masks[1].any())
+
+
+@pytest.mark.parametrize(("tolerance", "expected"), [(3.3, 1.0), (3.29, 0.0), (0.0, 0.0)])
+def test_a_border_just_as_far_off_as_the_tolerance_still_agrees(tolerance, expected):
+    plane = box((12, 6, 6), (1, 2), (0, 6), (0, 6))
+    shifted = np.roll(plane, 3, axis=0)
+    # 3 × 1.1 is a little more than 3.3 in floating point.
+    assert lesion_scores(shifted, plane, (1.1, 1, 1), tolerance_mm=tolerance)["surface_dice"] == expected
+
+
+def test_the_tolerance_unless_asked_is_the_stated_one():
+    plane = box((12, 6, 6), (1, 2), (0, 6), (0, 6))
+    steps = [lesion_scores(np.roll(plane, step, axis=0), plane, (1, 1, 1))["surface_dice"] for step in range(5)]
+    assert steps == [float(step <= SURFACE_TOLERANCE_MM) for step in range(5)]
+
+
+@given(ranked)
+@settings(max_examples=30, deadline=None)
+def test_auc_is_how_often_a_true_voxel_outranks_another_with_ties_as_half(drawn):
+    values, truth = drawn
+    pairwise = np.sign(values[truth][:, None].astype(int) - values[~truth][None].astype(int))
+    expected = None if pairwise.size == 0 else pytest.approx((1 + pairwise.mean()) / 2)
+    assert roc_auc(values, truth) == expected
+
+
+@given(ranked)
+@settings(max_examples=30, deadline=None)
+def test_auc_reads_the_order_alone_and_turns_round_with_it(drawn):
+    values, truth = drawn
+    auc = roc_auc(values, truth)
+    assert auc == roc_auc(np.exp(values / 7.0), truth)
+    if auc is not None:
+        assert [roc_auc(-values, truth), roc_auc(values, ~truth)] == pytest.approx([1 - auc, 1 - auc])
+
+
+@given(ranked)
+@settings(max_examples=30, deadline=None)
+def test_average_precision_equals_going_down_the_thresholds_one_by_one(drawn):
+    values, truth = drawn
+    area = recall = 0.0
+    for threshold in sorted(set(values.ravel().tolist()), reverse=True):
+        marked = values >= threshold
+        if truth.any():
+            now = (marked & truth).sum() / truth.sum()
+            area, recall = area + (now - recall) * (marked & truth).sum() / marked.sum(), now
+    assert average_precision(values, truth) == (pytest.approx(area) if truth.any() else None)
+
+
+def test_areas_under_curves_are_undefined_without_both_kinds_of_voxel():
+    nothing, something = np.zeros((4, 4, 4), bool), box((4, 4, 4), (1, 3), (1, 3), (1, 3))
+    flat = np.full((4, 4, 4), 0.5)
+    areas = [lesion_scores(something, t, (1, 1, 1), probability=flat) for t in (nothing, something, ~nothing)]
+    assert [(scores["auc"], scores["pr_auc"]) for scores in areas] == [(None, None), (0.5, 0.125), (None, 1.0)]
+
+
 @given(pairs)
 @settings(max_examples=30, deadline=None)
 def test_lesion_f1_equals_counting_component_by_component(masks):
     scores = lesion_scores(*masks, (1, 1, 1))
     assert scores["lesion_f1_atlas"] == pytest.approx(brute_lesion_f1(*masks, connectivity=1))
     assert scores["lesion_f1_isles22"] == pytest.approx(brute_lesion_f1(*masks, connectivity=3))
+
+
+@given(sparse)
+@settings(max_examples=60, deadline=None)
+def test_recognition_quality_and_the_count_equal_matching_lesion_by_lesion(masks):
+    scores = lesion_scores(*masks, (1, 1, 1))
+    assert scores["lesion_rq_isles26"] == pytest.approx(brute_recognition_quality(*masks, 0.25))
+    counts = [ndimage.label(mask, np.ones((3, 3, 3)))[1] for mask in masks]
+    assert scores["lesion_count_difference"] == abs(counts[0] - counts[1])
 
 
 @given(pairs)
@@ -172,8 +285,10 @@ def test_empty_masks_follow_the_stated_rule_and_undefined_is_never_zero():
     missed, invented = lesion_scores(nothing, something, (1, 1, 1)), lesion_scores(something, nothing, (1, 1, 1))
     assert missed["recall"] == 0 and missed["precision"] is None and missed["hd95_mm"] is None
     assert invented["precision"] == 0 and invented["recall"] is None and invented["assd_mm"] is None
-    assert all(missed[name] == invented[name] == 0 for name in ("dice", "iou", "lesion_f1_atlas", "lesion_rq_isles26"))
-    assert missed["volume_difference_ml"] == -0.008
+    assert all(missed[name] == invented[name] == 0 for name in (*OVERLAP, *LESION_WISE))
+    assert (
+        missed["volume_difference_ml"] == -0.008 and missed["volume_error_ml"] == invented["volume_error_ml"] == 0.008
+    )
 
 
 @given(pairs)
@@ -196,6 +311,13 @@ def test_masks_of_other_kinds_are_refused_in_a_sentence():
         lesion_scores(mask[0], mask[0], (1, 1, 1))
     with pytest.raises(InputError, match="spacing"):
         lesion_scores(mask, mask, (1, 0, 1))
+    for tolerance in (-1.0, np.nan, np.inf):
+        with pytest.raises(InputError, match="tolerance"):
+            lesion_scores(mask, mask, (1, 1, 1), tolerance_mm=tolerance)
+    with pytest.raises(InputError, match="probability map holds NaN"):
+        lesion_scores(mask, mask, (1, 1, 1), probability=mask + np.nan)
+    with pytest.raises(InputError, match="probability map has shape"):
+        lesion_scores(mask, mask, (1, 1, 1), probability=mask[1:])
 
 
 def test_distances_and_overlap_agree_with_monai():
@@ -214,10 +336,43 @@ def test_distances_and_overlap_agree_with_monai():
         assert scores["assd_mm"] == pytest.approx(assd, rel=1e-5)
         assert scores["dice"] == pytest.approx(monai.compute_dice(ours, theirs).item(), rel=1e-5)
         assert scores["iou"] == pytest.approx(monai.compute_iou(ours, theirs).item(), rel=1e-5)
+        # Where the tolerance falls between two distances: MONAI's are float32.
+        for tolerance in (0.5, 1.1, SURFACE_TOLERANCE_MM, 3.1):
+            surface_dice = monai.compute_surface_dice(ours, theirs, [tolerance], **how).item()
+            found = lesion_scores(prediction, truth, spacing, tolerance_mm=tolerance)["surface_dice"]
+            assert found == pytest.approx(surface_dice, rel=1e-5)
 
 
-def test_average_precision_agrees_with_scikit_learn_ties_included():
-    from sklearn.metrics import average_precision_score
+def test_distances_and_overlap_agree_with_simpleitk():
+    import SimpleITK as sitk
+
+    rng = np.random.default_rng(1)
+    for _ in range(3):
+        fields = ndimage.gaussian_filter(rng.standard_normal((2, 20, 24, 12)), (0, 2, 2, 2))
+        # SimpleITK's contour leaves out the border of the grid, so nothing may reach it.
+        prediction, truth = np.pad(fields > np.quantile(fields, 0.8), [(0, 0), (1, 1), (1, 1), (1, 1)])
+        spacing = (1.0, 0.8, 3.0)
+        images = [sitk.GetImageFromArray(mask.astype(np.uint8)) for mask in (prediction, truth)]
+        for image in images:
+            image.SetSpacing(spacing[::-1])
+        edges = [sitk.LabelContour(image, fullyConnected=False) for image in images]
+        near = [sitk.Abs(sitk.SignedMaurerDistanceMap(e, squaredDistance=False, useImageSpacing=True)) for e in edges]
+        (there, back) = (
+            sitk.GetArrayFromImage(near[1 - side])[sitk.GetArrayFromImage(edges[side]) > 0] for side in (0, 1)
+        )
+        scores = lesion_scores(prediction, truth, spacing)
+        pooled = np.concatenate([there, back])
+        assert scores["hd95_mm"] == pytest.approx(max(np.percentile(there, 95), np.percentile(back, 95)), rel=1e-5)
+        assert scores["assd_mm"] == pytest.approx(pooled.mean(), rel=1e-5)
+        assert scores["surface_dice"] == pytest.approx(np.mean(pooled <= SURFACE_TOLERANCE_MM + 1e-3))
+        overlap = sitk.LabelOverlapMeasuresImageFilter()
+        overlap.Execute(*images)
+        assert scores["dice"] == pytest.approx(overlap.GetDiceCoefficient())
+        assert scores["iou"] == pytest.approx(overlap.GetJaccardCoefficient())
+
+
+def test_areas_under_curves_agree_with_scikit_learn_ties_included():
+    from sklearn.metrics import average_precision_score, roc_auc_score
 
     rng = np.random.default_rng(1)
     for digits in (1, 2, 8):
@@ -226,7 +381,12 @@ def test_average_precision_agrees_with_scikit_learn_ties_included():
         expected = average_precision_score(truth.ravel(), probability.ravel())
         assert average_precision(probability, truth) == pytest.approx(expected)
         scores = lesion_scores(probability > 0.5, truth, (1, 1, 1), probability=probability)
-        assert scores["pr_auc"] == pytest.approx(expected) and set(scores) == {*KEYS, "pr_auc"}
+        assert scores["pr_auc"] == pytest.approx(expected) and set(scores) == {*KEYS, "auc", "pr_auc"}
+        assert (
+            scores["auc"]
+            == roc_auc(probability, truth)
+            == pytest.approx(roc_auc_score(truth.ravel(), probability.ravel()))
+        )
     assert average_precision(probability, np.zeros_like(truth)) is None
 
 

@@ -16,7 +16,9 @@ from reperfuse.evaluation.summary import (
     metric_columns,
     paired_comparison,
     ranked_subjects,
+    strata,
     summarise,
+    volume_class,
 )
 
 cohorts = st.lists(st.floats(0, 1).map(lambda value: round(value, 6)), min_size=2, max_size=30)
@@ -91,6 +93,82 @@ def test_the_summary_counts_only_subjects_with_a_defined_score():
 def test_strata_are_summarised_apart():
     scores = table(model=[0.2, 0.4, 0.9]).assign(centre=["R001", "R001", "R002"])
     assert summarise(scores, by=("method", "centre"))["mean"].tolist() == pytest.approx([0.3, 0.9])
+
+
+def cohort(volumes: list[float], centres: list[str | None]) -> pd.DataFrame:
+    names = [f"sub-{row}" for row in range(len(volumes))]
+    return pd.DataFrame({"participant_id": names, "lesion_volume_ml": volumes, "centre": centres})
+
+
+VOLUMES = [60.0, 0.2, 5.0, 0.0, 0.9, 12.0, np.nan]
+CENTRES = ["R002", "R001", "R002", "R001", "R001", None, "R003"]
+
+
+def test_each_stratum_is_the_summary_of_its_subjects_alone():
+    scores = table(model=[0.9, 0.1, 0.6, 1.0, None, 0.7, 0.5], baseline_empty=[0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0])
+    found = strata(scores, cohort(VOLUMES, CENTRES), samples=200)
+    groups = {
+        ("lesion_volume_ml", "no lesion"): [3],
+        ("lesion_volume_ml", "< 1 mL"): [1, 4],
+        ("lesion_volume_ml", "1–10 mL"): [2],
+        ("lesion_volume_ml", "10–50 mL"): [5],
+        ("lesion_volume_ml", "≥ 50 mL"): [0],
+        ("centre", "R001"): [1, 3, 4],
+        ("centre", "R002"): [0, 2],
+        ("centre", "R003"): [6],
+    }
+    assert list(dict.fromkeys(zip(found["stratum_of"], found["stratum"], strict=True))) == list(groups)
+    for (kind, stratum), members in groups.items():
+        here = found[(found["stratum_of"] == kind) & (found["stratum"] == stratum)].drop(
+            columns=["stratum_of", "stratum"]
+        )
+        part = scores[scores["participant_id"].isin([f"sub-{row}" for row in members])]
+        pd.testing.assert_frame_equal(here.reset_index(drop=True), summarise(part, samples=200))
+
+
+def test_what_is_asked_of_the_bootstrap_holds_in_every_stratum():
+    rng = np.random.default_rng(0)
+    scores = table(model=list(rng.random(40)), baseline_empty=[0.0] * 40).assign(iou=1.0)
+    asked = {"metrics": ["dice"], "samples": 60, "seed": 3, "level": 0.8}
+    found = strata(scores, cohort([5.0] * 20 + [20.0] * 20, ["R001"] * 40), **asked).drop(columns="stratum_of")
+    halves = [
+        scores[scores["participant_id"].isin([f"sub-{row}" for row in rows])] for rows in (range(20), range(20, 40))
+    ]
+    expected = pd.concat([summarise(part, **asked) for part in (*halves, scores)], ignore_index=True)
+    pd.testing.assert_frame_equal(found.drop(columns="stratum"), expected)
+
+
+def test_the_order_of_rows_and_further_columns_do_not_change_the_strata():
+    scores = table(model=[0.9, 0.1, 0.6, 1.0, 0.4, 0.7, 0.5])
+    asked = cohort(VOLUMES, CENTRES)
+    shuffled = asked.sample(frac=1, random_state=0).assign(session="ses-1", age=60)
+    pd.testing.assert_frame_equal(strata(scores, asked, samples=100), strata(scores, shuffled, samples=100))
+    turned = strata(scores[::-1], asked, samples=100)
+    assert turned["mean"].tolist() == pytest.approx(strata(scores, asked, samples=100)["mean"].tolist())
+
+
+@given(st.lists(st.floats(0, 500), max_size=6))
+def test_the_class_of_a_volume_holds_it(volumes):
+    inside = {
+        "no lesion": lambda v: v == 0,
+        "< 1 mL": lambda v: 0 < v < 1,
+        "1–10 mL": lambda v: 1 <= v < 10,
+        "10–50 mL": lambda v: 10 <= v < 50,
+        "≥ 50 mL": lambda v: v >= 50,
+    }
+    assert all(inside[name](volume) for name, volume in zip(volume_class(volumes), volumes, strict=True))
+
+
+def test_a_cohort_without_strata_or_with_a_subject_twice_is_refused():
+    scores, asked = table(model=[0.5, 0.6]), cohort([1.0, 2.0], ["R001", "R002"])
+    with pytest.raises(ValueError, match="neither lesion_volume_ml nor centre"):
+        strata(scores, asked[["participant_id"]])
+    with pytest.raises(ValueError, match="lists sub-0 twice"):
+        strata(scores, pd.concat([asked, asked]))
+    with pytest.raises(ValueError, match="negative"):
+        volume_class([-1.0])
+    assert set(strata(scores, asked.drop(columns="centre"))["stratum_of"]) == {"lesion_volume_ml"}
+    assert set(strata(scores, asked.drop(columns="lesion_volume_ml"))["stratum_of"]) == {"centre"}
 
 
 def test_identities_are_never_metrics():

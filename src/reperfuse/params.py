@@ -35,8 +35,10 @@ class Folds(Section):
         "reperfuse",
         description="mixed into the hash that fixes a subject's side; change it before a study, never after",
     )
-    group_by: Literal["participant_id", "centre"] = Field(
-        "participant_id", description="what may not be on two sides; `centre` is the stricter test of transfer"
+    group_by: Literal["auto", "participant_id", "centre"] = Field(
+        "auto",
+        description="what may not be on two sides; `centre` is the stricter test of transfer. `auto` is the centre "
+        "where all are known and at least 10, else the subject; write the choice down before centres join",
     )
     holdout_count: int | None = Field(
         None,

@@ -15,6 +15,13 @@ UNKNOWN_CENTRE = "unknown"
 N_STRATA = 3
 """Lesion-volume terciles: enough to keep small lesions in every fold, few enough for a dozen subjects."""
 
+ENOUGH_CENTRES = 10
+"""From so many on, whole centres are held out unless told otherwise: at a share of 0.25 a draw of k centres holds out
+none with probability 0.75^k, which is 32 % of 4 and 6 % of 10."""
+
+Group = Literal["participant_id", "centre"]
+"""What stays together: a subject's scans, or a centre's subjects."""
+
 
 def _hash(salt: str, name: str) -> int:
     """64 bits that depend on `salt` and `name` alone; the separator keeps ("a", "bc") and ("ab", "c") apart."""
@@ -74,13 +81,57 @@ def first_by_hash(ids: Iterable[str], *, salt: str, count: int) -> list[str]:
     return ["holdout" if name in held_out else "train" for name in names]
 
 
+def choose_group(cohort: pd.DataFrame, group_by: Literal["auto", "participant_id", "centre"]) -> tuple[Group, str]:
+    """What stays on one side, and why, in words.
+
+    `auto` is the centre where every subject's is known and there are `ENOUGH_CENTRES`; with fewer it is the subject. A
+    cohort with enough centres and some subject without one is refused: going by subject would tear apart centres that
+    were whole before that subject joined. So what `auto` stands for, and sides with it, changes only where a cohort
+    grows to `ENOUGH_CENTRES` centres (or shrinks below): whoever expects that writes the choice down.
+
+    Parameters
+    ----------
+    cohort
+        As for `folds_table`.
+    group_by
+        What is asked for; anything but `auto` is taken as it is.
+
+    Raises
+    ------
+    InputError
+        If `auto` meets enough centres and a subject without one.
+
+    Examples
+    --------
+    >>> cohort = pd.DataFrame({"participant_id": ["sub-a", "sub-b"], "centre": ["R001", "R002"]})
+    >>> choose_group(cohort, "auto")
+    ('participant_id', 'by subject: folds.group_by auto goes by centre from 10 known centres on, here 2')
+    """
+    if group_by != "auto":
+        return group_by, f"by {'subject' if group_by == 'participant_id' else 'centre'}, as folds.group_by says"
+    subjects = _one_row_per_subject(cohort)
+    known = subjects["centre"] != UNKNOWN_CENTRE
+    n_centres = subjects.loc[known, "centre"].nunique()
+    if n_centres < ENOUGH_CENTRES:
+        return "participant_id", (
+            f"by subject: folds.group_by auto goes by centre from {ENOUGH_CENTRES} known centres on, here {n_centres}"
+        )
+    if not known.all():
+        who = ", ".join(subjects.loc[~known, "participant_id"][:3])
+        raise InputError(
+            f"folds.group_by is auto and {n_centres} centres are known, but the centre of {who} is unknown: fill in "
+            "participants.tsv or set folds.group_by to participant_id."
+        )
+    return "centre", f"by centre: folds.group_by is auto, and all {n_centres} centres are known"
+
+
 def folds_table(
     cohort: pd.DataFrame,
     *,
     n_folds: int,
     holdout_fraction: float,
     salt: str,
-    group_by: Literal["participant_id", "centre"] = "participant_id",
+    group_by: Group = "participant_id",
     holdout_count: int | None = None,
 ) -> pd.DataFrame:
     """One row per subject: `participant_id`, `side` (train | holdout), `fold` (0 … n_folds − 1), `centre`.
@@ -93,13 +144,16 @@ def folds_table(
     rank trials, but never *sides*, which carry the reported figure. Centres are dealt largest first. `fold`
     is missing (`<NA>`) in the hold-out.
 
+    Shares follow: a hold-out of 0.2 and 5 folds is the usual 80/20; a hold-out of 0.2 and 4 folds trains each fold on
+    60 %, validates on 20 % and tests on 20 %.
+
     Parameters
     ----------
     cohort
         Columns `participant_id` and, where known, `centre` and `lesion_volume_ml` [mL]; several rows of a
         subject (sessions) count as one subject with the sum of their volumes.
     holdout_count
-        Exactly so many groups are held out, and `holdout_fraction` is not used.
+        Exactly so many groups are held out, and `holdout_fraction` is not used: 154 of 654 subjects leave 500.
 
     Raises
     ------
@@ -125,6 +179,7 @@ def folds_table(
             "or set folds.group_by to participant_id."
         )
     unit = "subjects" if group_by == "participant_id" else "centres"
+    remedy = f"bring more {unit}" + (", or set folds.group_by to participant_id" if group_by == "centre" else "")
     groups = sorted(subjects[group_by].unique())
     if holdout_count is None:
         sides = side_of(groups, salt=salt, holdout_fraction=holdout_fraction)
@@ -138,18 +193,18 @@ def folds_table(
     if holdout_count is not None and len(train) < n_folds:
         raise InputError(
             f"With folds.holdout_count = {holdout_count}, {len(train)} of {len(groups)} {unit} are left for training, "
-            f"which cannot fill {n_folds} folds: lower it or folds.n_folds, or bring more {unit}."
+            f"which cannot fill {n_folds} folds: lower it or folds.n_folds, or {remedy}."
         )
     for name, count in (("held out", len(groups) - len(train)), ("for training", len(train))):
         if count == 0:
             raise InputError(
                 f"None of {len(groups)} {unit} is {name}: change folds.holdout_fraction (now {holdout_fraction}) "
-                f"or folds.salt (now {salt!r}), or bring more {unit}."
+                f"or folds.salt (now {salt!r}), or {remedy}."
             )
     if len(train) < n_folds:
         raise InputError(
             f"{len(train)} training {unit} cannot fill {n_folds} folds: lower folds.n_folds or "
-            f"folds.holdout_fraction, or bring more {unit}."
+            f"folds.holdout_fraction, or {remedy}."
         )
     fold = _deal(subjects[subjects["side"] == "train"], group_by, n_folds=n_folds, salt=salt)
     subjects["fold"] = subjects[group_by].map(fold).astype("Int64")

@@ -7,6 +7,7 @@ baseline and is best called ``baseline_<what>``.
 
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,22 @@ MODEL = "model"
 
 IDENTITY = ("participant_id", "session", "method", "centre", "side", "fold", "trial", "epoch", "level", "axis")
 """Columns of a score table that say whose score it is and are never summarised."""
+
+VOLUME_EDGES_ML = (1.0, 10.0, 50.0)
+"""Borders [mL] between the classes of lesion volume, each border in the class above: our choice. A ball of 1 mL is
+12 mm across, about a lacune (up to 15 mm; Wardlaw 2013, Lancet Neurol 12:822-838); the median lesion of ATLAS v2.0 has
+5 mL, that of the real masks behind `phantoms.lesions` 21 mL, and a third of those masks have more than 50 mL."""
+
+NO_LESION = "no lesion"
+"""Class of the subjects without a lesion: their Dice is 0 or 1 by rule and would blur the smallest class."""
+
+VOLUME_CLASSES = (
+    NO_LESION,
+    f"< {VOLUME_EDGES_ML[0]:g} mL",
+    *(f"{low:g}–{high:g} mL" for low, high in pairwise(VOLUME_EDGES_ML)),
+    f"≥ {VOLUME_EDGES_ML[-1]:g} mL",
+)
+"""Names of the classes of lesion volume, smallest first."""
 
 Interval = tuple[float | None, float | None]
 
@@ -105,7 +122,7 @@ def summarise(
     metrics
         Which columns; all of them by default.
     by
-        Grouping columns; add ``"centre"`` or a volume bin for strata.
+        Grouping columns; see `strata` for groups by lesion volume and centre.
 
     Returns
     -------
@@ -136,6 +153,104 @@ def summarise(
                 }
             )
     return pd.DataFrame(rows, columns=[*by, "metric", "mean", "median", "low", "high", "n"])
+
+
+def volume_class(volume_ml: ArrayLike) -> list[str | None]:
+    """The class of each lesion volume [mL] among `VOLUME_EDGES_ML`; ``None`` where the volume is unknown (NaN).
+
+    Raises
+    ------
+    ValueError
+        If a volume is negative.
+
+    Examples
+    --------
+    >>> volume_class([0.0, 0.3, 1.0, 49.9, 50.0, np.nan])
+    ['no lesion', '< 1 mL', '1–10 mL', '10–50 mL', '≥ 50 mL', None]
+    """
+    volumes = _numbers(volume_ml)
+    if (volumes < 0).any():
+        raise ValueError(f"a lesion volume is negative: {np.nanmin(volumes):g} mL")
+    classes = VOLUME_CLASSES[1:]
+    return [
+        None
+        if np.isnan(volume)
+        else NO_LESION
+        if volume == 0
+        else classes[np.searchsorted(VOLUME_EDGES_ML, volume, "right")]
+        for volume in volumes
+    ]
+
+
+def strata(
+    scores: pd.DataFrame,
+    cohort: pd.DataFrame,
+    *,
+    metrics: Sequence[str] | None = None,
+    samples: int = 2000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> pd.DataFrame:
+    """`summarise` within each class of true lesion volume, and within each centre.
+
+    A mean over a cohort hides that small lesions are missed and that one centre's scanner is unlike the others. Every
+    subject is in one stratum of each kind; who has no volume or no centre (NaN), or is not in `cohort`, is in none of
+    that kind. Strata are small and many: a difference between two of them is a question, not a finding.
+
+    Parameters
+    ----------
+    scores
+        One row per participant and method.
+    cohort
+        One row per participant: ``participant_id`` and ``lesion_volume_ml`` [mL] of the truth, ``centre``, or both, as
+        results/<arm>/cohort.csv.
+    metrics, samples, seed, level
+        As in `summarise`.
+
+    Returns
+    -------
+    DataFrame
+        ``[stratum_of, stratum, method, metric, mean, median, low, high, n]``; `stratum_of` is ``lesion_volume_ml``
+        (classes of `volume_class`, smallest first) or ``centre`` (by name; ``unknown``, where a tree is silent, is
+        one of them). Strata without subjects are left out.
+
+    Raises
+    ------
+    ValueError
+        If `cohort` has neither column, or lists a participant twice.
+
+    Examples
+    --------
+    >>> scores = pd.DataFrame({"participant_id": ["sub-1", "sub-2"], "method": "model", "dice": [0.5, 0.75]})
+    >>> cohort = pd.DataFrame({"participant_id": ["sub-1", "sub-2"], "lesion_volume_ml": [0.5, 70], "centre": "R001"})
+    >>> strata(scores, cohort)[["stratum", "mean", "n"]].to_numpy().tolist()
+    [['< 1 mL', 0.5, 1], ['≥ 50 mL', 0.75, 1], ['R001', 0.625, 2]]
+    """
+    kinds = [kind for kind in ("lesion_volume_ml", "centre") if kind in cohort]
+    if not kinds:
+        raise ValueError("the cohort has neither lesion_volume_ml nor centre")
+    subjects = cohort.set_index("participant_id")
+    if not subjects.index.is_unique:
+        twice = subjects.index[subjects.index.duplicated()][0]
+        raise ValueError(f"the cohort lists {twice} twice")
+    asked = metric_columns(scores) if metrics is None else metrics
+    found = []
+    for kind in kinds:
+        if kind == "centre":
+            names = sorted(subjects[kind].dropna().astype(str).unique())
+            stratum = subjects[kind].map(str, na_action="ignore")
+        else:
+            names = list(VOLUME_CLASSES)
+            stratum = pd.Series(volume_class(subjects[kind]), index=subjects.index, dtype=object)
+        placed = scores.assign(
+            stratum_of=kind,
+            stratum=pd.Categorical(scores["participant_id"].map(stratum), categories=names, ordered=True),
+        )
+        placed = placed.sort_values("stratum", kind="stable")
+        by = ("stratum_of", "stratum", "method")
+        found.append(summarise(placed, metrics=asked, by=by, samples=samples, seed=seed, level=level))
+    table = pd.concat(found, ignore_index=True)
+    return table.astype({"stratum": str})
 
 
 def metric_columns(scores: pd.DataFrame) -> list[str]:

@@ -103,19 +103,21 @@ def read_cohort(arm: str) -> pd.DataFrame:
 
 def write_folds(arm: str, settings: Folds) -> None:
     """folds.csv of the cohort, by the arm's rule."""
-    from reperfuse.cohort.folds import folds_table
+    from reperfuse.cohort.folds import choose_group, folds_table
 
+    cohort = read_cohort(arm)
+    group_by, why = choose_group(cohort, settings.group_by)
     table = folds_table(
-        read_cohort(arm),
+        cohort,
         n_folds=settings.n_folds,
         holdout_fraction=settings.holdout_fraction,
         salt=settings.salt,
-        group_by=settings.group_by,
+        group_by=group_by,
         holdout_count=settings.holdout_count,
     )
     write_table(layout.folds_csv(arm), table)
     held_out = int((table["side"] == "holdout").sum())
-    print(f"{len(table) - held_out} subjects in {settings.n_folds} folds, {held_out} held out.")
+    print(f"{len(table) - held_out} subjects in {settings.n_folds} folds, {held_out} held out, {why}.")
 
 
 def read_folds(arm: str) -> pd.DataFrame:
@@ -145,7 +147,7 @@ def description(arm: str, participant: str) -> dict[str, Any]:
 
 
 def read_table(path: Path, arm: str) -> pd.DataFrame:
-    """A CSV that a stage of `arm` wrote; participant ids are text.
+    """A CSV that a stage of `arm` wrote; participant ids and centres are text, or 01 would be hashed as 1.
 
     Raises
     ------
@@ -154,4 +156,4 @@ def read_table(path: Path, arm: str) -> pd.DataFrame:
     """
     if not path.exists():
         raise InputError(f"{path} is missing: run `dvc repro {arm}-report`, which makes it.")
-    return pd.read_csv(path, dtype={"participant_id": str})
+    return pd.read_csv(path, dtype={"participant_id": str, "centre": str})
