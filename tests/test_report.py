@@ -16,7 +16,7 @@ from reperfuse.evaluation.metrics import lesion_scores, tmax_scores
 from reperfuse.evaluation.report import RESEARCH_USE, image_uri, render_report
 from reperfuse.evaluation.resolution import curve, resolution_study, study_table
 from reperfuse.evaluation.summary import ranked_subjects
-from reperfuse.evaluation.tables import resolution_tables
+from reperfuse.evaluation.tables import resolution_tables, strata_table
 
 SPACING = {"lesion": (3.0, 3.0, 3.0), "perfusion": (4.0, 4.0, 6.0)}
 METHODS = {
@@ -288,3 +288,44 @@ def test_charts_travel_as_svg_and_images_as_png() -> None:
     image = Figure()
     image.subplots().imshow(np.eye(3))
     assert image_uri(chart).startswith("data:image/svg+xml") and image_uri(image).startswith("data:image/png")
+
+
+# ---- strata ---------------------------------------------------------------------------------------------------------
+SCORES = pd.DataFrame(
+    [
+        (f"sub-{n}", method, dice)
+        for n, dice in enumerate((0.1, 0.3, 0.7, 0.9))
+        for method in ("model", "baseline_empty")
+    ],
+    columns=["participant_id", "method", "dice"],
+).assign(dice=lambda table: table["dice"].where(table["method"] == "model", 0.0))
+
+
+def test_strata_are_of_the_model_with_sessions_of_a_subject_as_one() -> None:
+    volumes = [("sub-0", 0.6), ("sub-0", 0.6), ("sub-1", 0.5), ("sub-2", 60.0), ("sub-3", 70.0), ("sub-9", 20.0)]
+    cohort = pd.DataFrame(volumes, columns=["participant_id", "lesion_volume_ml"])
+    cohort["centre"] = ["R001", "R001", "R002", "R002", "R001", "R003"]
+    table = strata_table(SCORES, cohort, ["dice"], seed=0)
+    assert table is not None and table["columns"] == ["Stratum", "Dice", "n"]
+    means = {row[0]: (float(row[1].split()[0]), row[2]) for row in table["rows"]}
+    assert means == {
+        "Volume < 1 mL": (0.3, "1"),
+        "Volume 1–10 mL": (0.1, "1"),
+        "Volume ≥ 50 mL": (0.8, "2"),
+        "Centre R001": (0.5, "2"),
+        "Centre R002": (0.5, "2"),
+    }
+
+
+def test_where_nothing_divides_the_hold_out_there_are_no_strata() -> None:
+    cohort = pd.DataFrame({"participant_id": [f"sub-{n}" for n in range(4)], "centre": "R001"})
+    assert strata_table(SCORES, cohort, ["dice"], seed=0) is None
+    assert strata_table(SCORES, cohort.drop(columns="centre"), ["dice"], seed=0) is None
+    one_class = cohort.assign(lesion_volume_ml=5.0)
+    assert strata_table(SCORES, one_class, ["dice"], seed=0) is None
+
+
+def test_the_page_shows_strata(tmp_path: Path) -> None:
+    study = fake_study("lesion")
+    render_report(tmp_path / "page.html", **study)
+    assert "The model by lesion volume and by centre" in (tmp_path / "page.html").read_text(encoding="utf-8")

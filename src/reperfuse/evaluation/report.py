@@ -27,6 +27,7 @@ from reperfuse.evaluation.tables import (
     resolution_tables,
     score_of,
     score_table,
+    strata_table,
     subject_table,
     validation_table,
     with_interval,
@@ -179,6 +180,7 @@ def render_report(
         score_table=score_table(table, metrics, n_holdout),
         comparison_table=comparison_table(comparison, headline[0]),
         subject_table=subject_table(scores, metrics),
+        strata_table=strata_table(scores, cohort, headline, seed),
         resolution_tables=[]
         if resolution is None
         else resolution_tables(resolution, headline[0], words["level_name"], seed, against=words["against"]),

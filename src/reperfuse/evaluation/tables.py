@@ -9,7 +9,7 @@ import pandas as pd
 from reperfuse.evaluation import resolution as study
 from reperfuse.evaluation.figures import LEVEL_LABELS, facet_label, method_label, metric_label
 from reperfuse.evaluation.metrics import METRICS
-from reperfuse.evaluation.summary import MODEL
+from reperfuse.evaluation.summary import MODEL, strata
 
 Table = dict[str, Any]
 """``caption``, ``columns``, ``rows`` of text; ``text``: columns set left; ``strong``: a column set bold; ``code``."""
@@ -25,6 +25,9 @@ COLUMN_LABELS = {
     "tr_s": "Repetition time TR [s]",
 }
 """What the columns of a cohort table are called."""
+
+STRATA = {"lesion_volume_ml": "Volume", "centre": "Centre"}
+"""What a stratum is a class of, before its name."""
 
 
 def number(value: Any, metric: str = "") -> str:
@@ -107,6 +110,27 @@ def comparison_table(comparison: pd.DataFrame, metric: str) -> Table:
         "columns": ["Other method", "Mean difference (95 % interval)", "Wilcoxon p", "n"],
         "rows": rows,
     }
+
+
+def strata_table(scores: pd.DataFrame, cohort: pd.DataFrame, metrics: Sequence[str], seed: int) -> Table | None:
+    """The model by class of lesion volume and by centre, strata down; None where neither divides the hold-out."""
+    kinds: dict[str, Any] = {"lesion_volume_ml": lambda volumes: volumes.sum(min_count=1), "centre": "first"}
+    known = {kind: how for kind, how in kinds.items() if kind in cohort}
+    if not known:
+        return None
+    # Sessions of one subject count as one, with the sum of their volumes.
+    subjects = cohort.groupby("participant_id", as_index=False).agg(known)
+    found = strata(scores[scores["method"] == MODEL], subjects, metrics=list(metrics), seed=seed)
+    divided = found.groupby("stratum_of")["stratum"].transform("nunique") > 1
+    rows = []
+    for (kind, stratum), part in found[divided].groupby(["stratum_of", "stratum"], sort=False):
+        cells = [with_interval(score_of(part, MODEL, metric), metric) for metric in metrics]
+        rows.append([f"{STRATA[str(kind)]} {stratum}", *cells, f"{part['n'].max():.0f}"])
+    return {
+        "caption": "The model by lesion volume and by centre: mean (95 % interval). Small strata raise questions only",
+        "columns": ["Stratum", *map(metric_label, metrics), "n"],
+        "rows": rows,
+    } if rows else None  # fmt: skip
 
 
 def subject_table(scores: pd.DataFrame, metrics: Sequence[str]) -> Table:
