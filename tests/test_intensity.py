@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 
 from reperfuse.errors import InputError
-from reperfuse.preprocessing.intensity import roi_minmax, zero_one, zscore
+from reperfuse.preprocessing.intensity import WINDOW_PERCENTILES, roi_minmax, window, zero_one, zscore
 
-RULES = [roi_minmax, zscore, zero_one]
+RULES = [roi_minmax, window, zscore, zero_one]
 every_rule = pytest.mark.parametrize("rule", RULES)
 
 
@@ -82,3 +82,19 @@ def test_zero_one_keeps_the_depth_of_the_bolus():
     scaled = zero_one(signal)
     assert scaled.min() == 0 and scaled.max() == 1
     np.testing.assert_allclose(np.diff(scaled), np.diff(signal) / 150, atol=1e-6)
+
+
+def test_window_is_cut_at_its_percentiles_and_straight_between_them(image, mask):
+    found, values = window(image, mask), image[mask]
+    low, high = np.percentile(values, WINDOW_PERCENTILES)
+    assert found.min() == 0 and found.max() == 1
+    between = mask & (image > low) & (image < high)
+    np.testing.assert_allclose(found[between], ((image - low) / (high - low))[between], atol=1e-6)
+    assert (found[mask & (image <= low)] == 0).all() and (found[mask & (image >= high)] == 1).all()
+
+
+def test_a_few_bright_voxels_do_not_set_the_scale_of_the_window():
+    tissue = np.random.default_rng(0).normal(100, 10, 5000)
+    bright = np.append(tissue, [5000.0] * 3)
+    np.testing.assert_allclose(window(bright)[:5000], window(tissue), atol=0.02)
+    assert np.abs(roi_minmax(bright)[:5000] - roi_minmax(tissue)).max() > 0.5

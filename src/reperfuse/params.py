@@ -149,8 +149,8 @@ class LesionPreprocess(Section):
         description="`threshold` keeps the largest body above `threshold_fraction`; ATLAS R2.0 comes with the skull",
     )
     threshold_fraction: float = Field(0.10, gt=0, lt=1, description="of the robust maximum; used for the brain mask")
-    normalisation: Literal["zscore", "roi_minmax", "none"] = Field(
-        "zscore", description="intensities inside the brain mask"
+    normalisation: Literal["zscore", "roi_minmax", "window", "none"] = Field(
+        "zscore", description="intensities inside the brain mask; `window` cuts at their 1st and 99th percentile"
     )
 
 

@@ -65,14 +65,13 @@ def model_grid(image: "Volume", settings: LesionPreprocess) -> "Volume":
 def network_input(grid: "Volume", settings: LesionPreprocess) -> tuple[np.ndarray, np.ndarray]:
     """What the network sees, shape (1, I, J, K), and the brain mask (I, J, K) its intensities are taken from."""
     from reperfuse.preprocessing.brain import threshold_mask
-    from reperfuse.preprocessing.intensity import roi_minmax, zscore
+    from reperfuse.preprocessing.intensity import roi_minmax, window, zscore
 
     brain = threshold_mask(grid.data, settings.threshold_fraction)
     data = grid.data * brain if settings.skull_strip == "threshold" else grid.data
-    if settings.normalisation == "zscore":
-        data = zscore(data, brain)
-    elif settings.normalisation == "roi_minmax":
-        data = roi_minmax(data, brain)
+    rules = {"zscore": zscore, "roi_minmax": roi_minmax, "window": window}
+    if settings.normalisation in rules:
+        data = rules[settings.normalisation](data, brain)
     return np.asarray(data, dtype=np.float32)[None], brain
 
 
