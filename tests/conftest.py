@@ -1,4 +1,4 @@
-"""A workspace that has been through the pipeline once, for every test that needs one."""
+"""What many tests need once: a workspace that has been through the pipeline, an examination of an invented patient."""
 
 import os
 import shutil
@@ -7,9 +7,13 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import yaml
+
+if TYPE_CHECKING:
+    from reperfuse.phantoms.dsc import DscPhantom
 
 ROOT = Path(__file__).parents[1]
 
@@ -139,6 +143,24 @@ def spare(finished: Workspace, tmp_path: Path) -> Workspace:
     """A copy of the finished workspace that a test may change."""
     shutil.copytree(finished.root, tmp_path / "workspace", symlinks=True)
     return Workspace(tmp_path / "workspace")
+
+
+@pytest.fixture(scope="session")
+def phantom() -> "DscPhantom":
+    """A DSC examination of an invented patient with a stroke; copy its arrays before changing them."""
+    from reperfuse.phantoms.dsc import dsc_phantom
+
+    return dsc_phantom((48, 48, 8), 60, seed=5, snr=80.0)
+
+
+@pytest.fixture(scope="session")
+def series(phantom: "DscPhantom", tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The signal of `phantom` as a file."""
+    from reperfuse.imaging.volume import save_volume
+
+    path = tmp_path_factory.mktemp("series") / "dsc.nii.gz"
+    save_volume(path, phantom.signal)
+    return path
 
 
 @pytest.fixture(scope="session")

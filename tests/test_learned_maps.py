@@ -17,7 +17,7 @@ from reperfuse.errors import InputError
 from reperfuse.imaging.volume import Volume, load_volume, save_volume
 from reperfuse.networks import learned_folder, load_network, save_network
 from reperfuse.params import PerfusionMaps, PerfusionPreprocess
-from reperfuse.phantoms.dsc import DscPhantom, dsc_phantom, voxel_phantom
+from reperfuse.phantoms.dsc import DscPhantom, voxel_phantom
 from reperfuse.stages.learned import (
     CHUNK_VOXELS,
     MAPS,
@@ -52,18 +52,6 @@ class FirstFeature:
 @pytest.fixture(scope="module")
 def shipped() -> Learned:
     return load_learned()
-
-
-@pytest.fixture(scope="module")
-def phantom() -> DscPhantom:
-    return dsc_phantom((48, 48, 8), 60, seed=5, snr=80.0)
-
-
-@pytest.fixture(scope="module")
-def series(phantom: DscPhantom, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("series") / "dsc.nii.gz"
-    save_volume(path, phantom.signal)
-    return path
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from reperfuse.imaging.volume import Volume, load_volume, save_volume
 from reperfuse.params import PerfusionMaps
 from reperfuse.perfusion.deconvolution import METHODS
 from reperfuse.perfusion.maps import MAPS
-from reperfuse.phantoms.dsc import DscPhantom, dsc_phantom
+from reperfuse.phantoms.dsc import DscPhantom
 from reperfuse.stages.maps import maps
 
 STILL = PerfusionMaps(motion_correction=False)
@@ -35,18 +35,6 @@ CONTRACT = {
     "motion_mm_max",
     "flags",
 }
-
-
-@pytest.fixture(scope="module")
-def phantom() -> DscPhantom:
-    return dsc_phantom((48, 48, 8), 60, seed=5, snr=80.0)
-
-
-@pytest.fixture(scope="module")
-def series(phantom: DscPhantom, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("series") / "dsc.nii.gz"
-    save_volume(path, phantom.signal)
-    return path
 
 
 @pytest.fixture(scope="module")

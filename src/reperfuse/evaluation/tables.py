@@ -126,11 +126,13 @@ def strata_table(scores: pd.DataFrame, cohort: pd.DataFrame, metrics: Sequence[s
     for (kind, stratum), part in found[divided].groupby(["stratum_of", "stratum"], sort=False):
         cells = [with_interval(score_of(part, MODEL, metric), metric) for metric in metrics]
         rows.append([f"{STRATA[str(kind)]} {stratum}", *cells, f"{part['n'].max():.0f}"])
+    if not rows:
+        return None
     return {
         "caption": "The model by lesion volume and by centre: mean (95 % interval). Small strata raise questions only",
         "columns": ["Stratum", *map(metric_label, metrics), "n"],
         "rows": rows,
-    } if rows else None  # fmt: skip
+    }
 
 
 def subject_table(scores: pd.DataFrame, metrics: Sequence[str]) -> Table:

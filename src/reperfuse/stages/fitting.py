@@ -124,15 +124,15 @@ def fit_arm(
         [Subject(participant, root / participant, inputs, chosen.target) for participant in people]
         for people in (train, validation)
     )
-    if NETWORKS[one_of("network", chosen.network, NETWORKS)] is TmaxMatched and tuple(inputs) != MATCHED:
-        raise InputError(
-            f"train.inputs is {list(inputs)}, but {chosen.network} knows what each of its channels is: leave it empty."
-        )
     kwargs = network_arguments(chosen, channels_of([*training, *validating]))
     if objective.starts_at_mean and "output_bias" in inspect.signature(NETWORKS[chosen.network]).parameters:
         kwargs.setdefault("output_bias", mean_target(training))
     torch.manual_seed(seed)
     network = build_network(chosen.network, **kwargs)
+    if isinstance(network, TmaxMatched) and tuple(inputs) != MATCHED:
+        raise InputError(
+            f"train.inputs is {list(inputs)}, but {chosen.network} knows what each of its channels is: leave it empty."
+        )
     init = first_weights(network, chosen)
     if isinstance(network, TmaxMatched) and not init.get("fitted"):
         learn_scale(network, training)

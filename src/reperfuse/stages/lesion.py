@@ -75,6 +75,15 @@ def network_input(grid: "Volume", settings: LesionPreprocess) -> tuple[np.ndarra
     return np.asarray(data, dtype=np.float32)[None], brain
 
 
+def on_grid_of(like: "Volume", probability: np.ndarray, grid: "Volume") -> np.ndarray:
+    """A network's answer on the model's `grid`, brought to the voxels of `like`: shape of that, float32."""
+    from reperfuse.imaging.volume import Volume
+    from reperfuse.preprocessing.geometry import resample
+
+    answer = Volume(probability.astype(np.float32), grid.affine)
+    return np.asarray(resample(answer, like=like, order=1, antialias=False).data, dtype=np.float32)
+
+
 def folds(params: Params) -> None:
     """results/lesion/folds.csv: side and fold of every subject."""
     from reperfuse.stages.processed import write_folds
@@ -138,8 +147,7 @@ def _assessment(
 ) -> "Assessment":
     """How the lesion arm is judged: Dice and its sisters on the source grid."""
     from reperfuse.evaluation.metrics import lesion_scores
-    from reperfuse.imaging.volume import Volume, load_volume
-    from reperfuse.preprocessing.geometry import resample
+    from reperfuse.imaging.volume import load_volume
     from reperfuse.stages.assessment import Assessment, Case
     from reperfuse.stages.processed import description
     from reperfuse.stages.trained import load_model
@@ -152,13 +160,12 @@ def _assessment(
         image = load_volume(layout.bids(ARM) / paths["image"])
         return Case(model_grid(image, trained.preprocess), load_volume(layout.bids(ARM) / paths["mask"]))
 
-    def predict(image: Volume) -> np.ndarray:
+    def predict(image: "Volume") -> np.ndarray:
         array, _ = network_input(image, trained.preprocess)
         return trained.predict(array)
 
     def on_truth_grid(probability: np.ndarray, case: Case) -> np.ndarray:
-        grid = Volume(probability.astype(np.float32), case.image.affine)
-        return np.asarray(resample(grid, like=case.truth, order=1, antialias=False).data)
+        return on_grid_of(case.truth, probability, case.image)
 
     def score(probability: np.ndarray, case: Case) -> dict[str, float | None]:
         return lesion_scores(

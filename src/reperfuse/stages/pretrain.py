@@ -41,7 +41,7 @@ def pretrain(out: Path, *, small: bool = False, workers: int | None = None) -> N
     out
         Folder; what an earlier run left there is replaced, each file whole or not at all.
     small
-        A minute's recipe, for trying.
+        Seconds' worth, for trying.
     workers
         Processes that draw curves; by default one per core.
     """

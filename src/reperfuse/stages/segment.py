@@ -11,8 +11,7 @@ from reperfuse.cohort.checks import check_image, without_nan
 from reperfuse.errors import InputError
 from reperfuse.imaging.volume import Volume, load_volume, save_volume
 from reperfuse.params import LesionPreprocess
-from reperfuse.preprocessing.geometry import resample
-from reperfuse.stages.lesion import ARM, THRESHOLD, model_grid, network_input
+from reperfuse.stages.lesion import ARM, THRESHOLD, model_grid, network_input, on_grid_of
 from reperfuse.stages.trained import CHAMPION, TrainedModel, champion_uri, load_model
 
 ENDINGS = (".nii", ".nii.gz")
@@ -64,8 +63,7 @@ def lesion_probability(image: Volume, trained: TrainedModel[LesionPreprocess], *
     grid = model_grid(image, trained.preprocess)
     array, _ = network_input(grid, trained.preprocess)
     answer = mirrored(trained.predict)(array) if mirror else trained.predict(array)
-    there = Volume(answer.astype(np.float32), grid.affine)
-    return np.asarray(resample(there, like=image, order=1, antialias=False).data, dtype=np.float32)
+    return on_grid_of(image, answer, grid)
 
 
 def mirrored(predict: Callable[[np.ndarray], np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:

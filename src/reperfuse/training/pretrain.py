@@ -33,7 +33,7 @@ class Recipe:
 
 
 SMALL = Recipe(scans=200, epochs=3, batch_size=512, hidden=(64, 64))
-"""A minute's worth, to try the recipe."""
+"""Seconds' worth, to try the recipe."""
 
 
 def pretrain(
