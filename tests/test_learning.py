@@ -18,6 +18,7 @@ from reperfuse.stages import fitting, learning
 from reperfuse.stages.fitting import Objective, channels_of, first_weights, network_arguments, state_folder
 from reperfuse.stages.learning import rival_folders, rivals_of, train_arm, tune_arm
 from reperfuse.stages.processed import write_index, write_subject, write_table
+from reperfuse.training.fit import KEPT
 from reperfuse.training.samples import Subject
 from reperfuse.training.tune import StudySummary, Trial
 
@@ -368,6 +369,33 @@ def test_a_fold_that_lost_all_its_subjects_is_left_out_of_the_search(here: Path)
 
 
 # ---- state ----------------------------------------------------------------------------------------------------------
+def test_what_a_model_is_used_with_is_settled_by_the_searchs_validation_subjects_alone(
+    here: Path,
+) -> None:
+    """The scores kept for it are in no table and in no run, and the held-out subject is not among them."""
+    seen: list[list[dict[str, float]]] = []
+
+    def with_kept(predicted: np.ndarray, target: np.ndarray, mask: np.ndarray, spacing_mm: tuple) -> dict[str, float]:
+        return score(predicted, target, mask, spacing_mm) | {f"{KEPT}mean": float(target.mean())}
+
+    def settle(scores: list[dict[str, float]]) -> dict[str, float]:
+        seen.append(scores)
+        return {"threshold": max(of_subject[f"{KEPT}mean"] for of_subject in scores)}
+
+    objective = replace(OBJECTIVE, score=with_kept, settle=settle, about={"threshold": None, "other": 3})
+    tune_arm(params(), 7, objective)
+    train_arm(params(), 7, objective)
+    validated = [float(target_of(participant).mean()) for participant in PEOPLE[:4]]
+    assert sorted(of_subject[f"{KEPT}mean"] for of_subject in seen[0]) == pytest.approx(sorted(validated), abs=1e-6)
+    scored_with = json.loads(Path("models", ARM, "model.json").read_text())["extra"]["scored_with"]
+    assert scored_with == {"threshold": pytest.approx(max(validated), abs=1e-6), "other": 3}
+    for table in ("trials", "validation", "baselines"):
+        columns = pd.read_csv(Path("results", ARM, "tune", f"{table}.csv")).columns
+        assert not [name for name in columns if KEPT in name], table
+    for kind in ("study", "trial", "fold", "model"):
+        assert not [name for run in runs(kind) for name in run.data.metrics if KEPT in name], kind
+
+
 def test_a_parameter_that_enters_the_scores_starts_a_search_anew(here: Path) -> None:
     for threshold in (6.0, 6.0, 4.0):
         tune_arm(params(), 1, replace(OBJECTIVE, about={"threshold": threshold}))

@@ -13,6 +13,8 @@ import pytest
 import yaml
 from conftest import Workspace
 
+from reperfuse.evaluation.operating_point import SMALLEST_ML, THRESHOLDS, OperatingPoint
+
 ARMS = ("lesion", "perfusion")
 
 
@@ -73,6 +75,13 @@ def test_the_perfusion_model_stands_beside_deconvolution_in_the_search_and_on_th
     expected = {"model", "baseline_mean", "baseline_ssvd", "baseline_osvd", "baseline_learned"}
     assert all(set(of_one["method"]) == expected for _, of_one in scores.groupby("participant_id"))
     assert scores["mae_s"].notna().all()
+
+
+def test_the_lesion_models_operating_point_was_chosen_by_the_search(finished: Workspace) -> None:
+    chosen = read(finished, "results/lesion/tune/best.json")["scored_with"]
+    assert read(finished, "models/lesion/model.json")["extra"]["scored_with"] == chosen
+    point = OperatingPoint(**chosen)
+    assert point.probability_threshold in THRESHOLDS and point.smallest_ml in SMALLEST_ML
 
 
 @pytest.mark.parametrize("arm", ARMS)

@@ -2,22 +2,24 @@
 
 import itertools
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 
 from reperfuse.errors import InputError
 from reperfuse.evaluation.metrics import lesion_scores
+from reperfuse.files import read_json, write_json
 from reperfuse.imaging.volume import Volume, load_volume, save_volume
 from reperfuse.networks import build_network, save_network
 from reperfuse.params import LesionPreprocess
 from reperfuse.preprocessing.geometry import reorient
-from reperfuse.stages.lesion import THRESHOLD
 from reperfuse.stages.scoring import score, scores_of
-from reperfuse.stages.segment import mirrored, segment
+from reperfuse.stages.segment import mirrored, named_images, segment
 
 SPACING_MM = 2.0
 ORIENTATIONS = [
@@ -32,7 +34,12 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     preprocess = LesionPreprocess(spacing_mm=SPACING_MM).model_dump(mode="json")
     kwargs = {"widths": [4, 8]}
-    extra = {"arm": "lesion", "activation": "sigmoid", "preprocess": preprocess, "scored_with": {THRESHOLD: 0.4}}
+    extra = {
+        "arm": "lesion",
+        "activation": "sigmoid",
+        "preprocess": preprocess,
+        "scored_with": {"probability_threshold": 0.4},
+    }
     network = build_network("unet3d", **kwargs)
     *_, weight, bias = network.parameters()
     weight.data *= 500
@@ -220,3 +227,93 @@ def test_masks_that_do_not_belong_together_are_refused_by_name(masks: dict[str, 
     moved[0, 3] -= 1 - 1e-6
     save_volume(tmp_path / "moved.nii.gz", Volume(truth.data, moved))
     assert scores_of(tmp_path / "moved.nii.gz", masks["truth"])["dice"] == 1
+
+
+# ---- several modalities, and the operating point ---------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def of_two(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that takes FLAIR and DWI, in this order, of three processed modalities."""
+    folder = tmp_path_factory.mktemp("of-two")
+    torch.manual_seed(0)
+    preprocess = LesionPreprocess(modalities=("dwi", "adc", "flair"), spacing_mm=SPACING_MM).model_dump(mode="json")
+    kwargs = {"widths": [4, 8], "in_channels": 2}
+    network = build_network("unet3d", **kwargs)
+    *_, weight, bias = network.parameters()
+    weight.data *= 500
+    bias.data = bias.data * 500
+    extra = {"arm": "lesion", "activation": "sigmoid", "preprocess": preprocess, "inputs": ["flair", "dwi"]}
+    save_network(folder, "unet3d", kwargs, network, extra=extra)
+    return folder
+
+
+def test_a_model_of_several_modalities_brings_each_in_from_its_own_grid(
+    of_two: Path, image: Volume, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_volume(tmp_path / "flair.nii.gz", image)
+    dwi = replace(image, data=np.abs(image.data[::-1]) ** 1.1)
+    save_volume(tmp_path / "dwi.nii.gz", dwi)
+    save_volume(tmp_path / "turned.nii.gz", reorient(dwi, "PSL"))
+
+    def found(**others: str) -> np.ndarray:
+        files = {name: tmp_path / file for name, file in others.items()}
+        out, soft = tmp_path / "mask.nii.gz", tmp_path / "p.nii.gz"
+        segment(tmp_path / "flair.nii.gz", out, model=str(of_two), others=files, probability=soft)
+        assert load_volume(out).on_grid_of(image)
+        return load_volume(soft).data
+
+    both = found(dwi="dwi.nii.gz")
+    assert "Without" not in capsys.readouterr().out
+    np.testing.assert_allclose(found(dwi="turned.nii.gz"), both, atol=1e-5)
+    assert np.abs(found() - both).max() > 0.01
+    assert "Without dwi" in capsys.readouterr().out
+
+
+def test_a_modality_that_the_model_does_not_take_is_refused(of_two: Path, model: Path, tmp_path: Path) -> None:
+    for named, words in (
+        (of_two, "segments flair and takes dwi beside it"),
+        (model, "segments t1w and takes no other"),
+    ):
+        with pytest.raises(InputError, match=words):
+            others = {"adc": tmp_path / "adc.nii.gz"}
+            segment(tmp_path / "image.nii.gz", tmp_path / "mask.nii.gz", model=str(named), others=others)
+
+
+@pytest.mark.parametrize("text", ["adc", "adc=", "pet=a.nii.gz"])
+def test_a_modality_without_a_name_or_file_is_refused(text: str) -> None:
+    with pytest.raises(InputError, match="give NAME=FILE once per image"):
+        named_images([text])
+    with pytest.raises(InputError, match="once per image"):
+        named_images(["adc=a.nii.gz", "ADC=b.nii.gz"])
+
+
+def test_pieces_too_small_for_the_model_are_taken_away(
+    straight: tuple[Volume, Volume], model: Path, image: Volume, tmp_path: Path
+) -> None:
+    shutil.copytree(model, tmp_path / "strict")
+    described = read_json(tmp_path / "strict" / "model.json")
+    pieces, _ = ndimage.label(straight[0].data, np.ones((3, 3, 3)))
+    largest_ml = np.bincount(pieces.ravel())[1:].max() * SPACING_MM**3 / 1000
+    save_volume(tmp_path / "image.nii.gz", image)
+    for smallest_ml, left in ((largest_ml - 0.001, True), (largest_ml + 0.001, False)):
+        described["extra"]["scored_with"]["smallest_ml"] = float(smallest_ml)
+        write_json(tmp_path / "strict" / "model.json", described)
+        segment(tmp_path / "image.nii.gz", tmp_path / "mask.nii.gz", model=str(tmp_path / "strict"))
+        assert load_volume(tmp_path / "mask.nii.gz").data.any() == left
+
+
+def test_a_brain_mask_is_taken_by_models_trained_behind_given_ones_alone(
+    model: Path, image: Volume, tmp_path: Path
+) -> None:
+    save_volume(tmp_path / "image.nii.gz", image)
+    brain = tmp_path / "brain.nii.gz"
+    save_volume(brain, Volume((image.data > 50).astype(np.uint8), image.affine))
+    with pytest.raises(InputError, match="skull strip is none, not given"):
+        segment(tmp_path / "image.nii.gz", tmp_path / "mask.nii.gz", model=str(model), brain=brain)
+    shutil.copytree(model, tmp_path / "given")
+    described = read_json(tmp_path / "given" / "model.json")
+    described["extra"]["preprocess"]["skull_strip"] = "given"
+    write_json(tmp_path / "given" / "model.json", described)
+    with pytest.raises(InputError, match="name one with --brain"):
+        segment(tmp_path / "image.nii.gz", tmp_path / "mask.nii.gz", model=str(tmp_path / "given"))
+    segment(tmp_path / "image.nii.gz", tmp_path / "mask.nii.gz", model=str(tmp_path / "given"), brain=brain)
+    assert load_volume(tmp_path / "mask.nii.gz").on_grid_of(image)

@@ -218,11 +218,21 @@ def maps(
 
 @app.command()
 def segment(
-    image: Annotated[Path, typer.Argument(help="T1w image, NIfTI, any orientation and spacing", show_default=False)],
+    image: Annotated[
+        Path,
+        typer.Argument(help="T1w, or what the model takes first; NIfTI, any orientation", show_default=False),
+    ],
     out: Annotated[Path, typer.Option(help="lesion mask to write, .nii.gz, on the image's grid", show_default=False)],
     model: Annotated[
         str, typer.Option(help="champion, or a model of the lesion arm (models:/…, runs:/…, a folder)")
     ] = "champion",
+    modality: Annotated[
+        list[str] | None,
+        typer.Option(help="further image of a model with several, such as adc=FILE; repeat", show_default=False),
+    ] = None,
+    brain: Annotated[
+        Path | None, typer.Option(help="brain mask, for a model trained behind given ones", show_default=False)
+    ] = None,
     probability: Annotated[
         Path | None, typer.Option(help="probability of lesion to write, .nii.gz", show_default=False)
     ] = None,
@@ -231,9 +241,11 @@ def segment(
     ] = False,
 ) -> None:
     """The lesion in one image by a model of the lesion arm, back on the image's own grid."""
+    from reperfuse.stages.segment import named_images
     from reperfuse.stages.segment import segment as run
 
-    run(image, out, model=model, probability=probability, mirror=mirror)
+    others = named_images(modality or [])
+    run(image, out, model=model, others=others, brain=brain, probability=probability, mirror=mirror)
 
 
 @app.command()

@@ -16,6 +16,9 @@ from reperfuse.errors import InputError
 Arm = Literal["lesion", "perfusion"]
 ARMS: tuple[Arm, ...] = ("lesion", "perfusion")
 
+Modality = Literal["t1w", "dwi", "adc", "flair"]
+MODALITIES: tuple[Modality, ...] = ("t1w", "dwi", "adc", "flair")
+
 
 class Section(BaseModel):
     """A part of params.yaml: frozen, and closed to keys it does not know."""
@@ -139,25 +142,63 @@ class LesionCohort(Section):
 
 
 class LesionPreprocess(Section):
-    """From T1w to what the network sees."""
+    """From the images to what the network sees."""
 
+    modalities: tuple[Modality, ...] = Field(
+        ("t1w",),
+        min_length=1,
+        description="images that become channels, in this order; the first gives the grid. ATLAS has t1w, ISLES'22 "
+        "dwi, adc and flair. A subject may lack some, whose channels are 0",
+    )
     spacing_mm: float = Field(
         2.0, gt=0, le=10, description="isotropic grid [mm]; 1 is the source's own, 2 is an eighth of the memory"
     )
-    skull_strip: Literal["none", "threshold"] = Field(
+    grid_shape: tuple[int, int, int] | None = Field(
+        None,
+        description="voxels (i, j, k) that the whole field of view is downsized to, such as 64 or 128 each, in place "
+        "of `spacing_mm`; null goes by the spacing",
+    )
+    pad_multiple: int = Field(
+        1, ge=1, le=64, description="zeros are added until each axis is a multiple of this; 1 adds none"
+    )
+    skull_strip: Literal["none", "threshold", "template", "given", "hd-bet", "synthstrip"] = Field(
         "none",
-        description="`threshold` keeps the largest body above `threshold_fraction`; ATLAS R2.0 comes with the skull",
+        description="what is outside the brain becomes 0: `threshold` keeps the largest body above "
+        "`threshold_fraction`, `template` brings the MNI152 brain onto the image, `given` takes a mask from the tree, "
+        "the others call that program. ATLAS R2.0 comes with the skull",
     )
     threshold_fraction: float = Field(0.10, gt=0, lt=1, description="of the robust maximum; used for the brain mask")
     normalisation: Literal["zscore", "roi_minmax", "window", "none"] = Field(
         "zscore", description="intensities inside the brain mask; `window` cuts at their 1st and 99th percentile"
     )
 
+    @field_validator("modalities")
+    @classmethod
+    def _once_each(cls, modalities: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(modalities)) < len(modalities):
+            raise ValueError("a modality is named twice")
+        return modalities
+
+    @field_validator("grid_shape")
+    @classmethod
+    def _some_voxels(cls, shape: tuple[int, int, int] | None) -> tuple[int, int, int] | None:
+        if shape is not None and min(shape) < 8:
+            raise ValueError("a grid has at least 8 voxels along each axis")
+        return shape
+
 
 class LesionEvaluate(Evaluate):
     """The hold-out, scored on the source grid."""
 
-    probability_threshold: float = Field(0.5, gt=0, lt=1, description="above it a voxel is lesion")
+    probability_threshold: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="above it a voxel is lesion; null chooses it on the validation subjects of the search, by Dice",
+    )
+    smallest_ml: float | None = Field(
+        None, ge=0, description="predicted pieces below it are taken away [mL]; null chooses it in the same way"
+    )
 
 
 class LesionResolution(Section):

@@ -63,6 +63,8 @@ class Objective:
     """Whether the last bias of a network that has an `output_bias` starts at the mean of the training targets."""
     about: Mapping[str, Any] = field(default_factory=dict)
     """Parameters that enter the scores: with others a search starts anew."""
+    settle: Callable[[Sequence[Mapping[str, float]]], Mapping[str, Any]] | None = None
+    """Scores of the chosen trial's validation subjects → those parameters of `about` that are chosen by them."""
 
     @property
     def mode(self) -> str:
@@ -73,6 +75,10 @@ class Objective:
     def direction(self) -> str:
         """`maximize` or `minimize`."""
         return f"{self.mode}imize"
+
+    def settled(self, scores: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+        """What a model is scored and used with, given the scores of the chosen trial's validation subjects."""
+        return dict(self.about) | dict(self.settle(scores) if self.settle else {})
 
     def of_prediction(self, prediction: np.ndarray, subject: Subject) -> dict[str, float]:
         """All metrics of a prediction for one subject; nan where undefined."""

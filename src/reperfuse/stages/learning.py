@@ -20,6 +20,7 @@ from reperfuse.stages import layout
 from reperfuse.stages.fitting import ArmParams, Fitted, Objective, fit_arm, init_params, state_folder, with_overrides
 from reperfuse.stages.processed import read_folds, write_table
 from reperfuse.stages.search import search
+from reperfuse.training.fit import shown
 from reperfuse.training.losses import ACTIVATIONS
 from reperfuse.training.samples import Subject
 from reperfuse.training.space import Choices, label_of, read_space
@@ -85,6 +86,7 @@ def tune_arm(settings: ArmParams, seed: int, objective: Objective, *, join: bool
             "cv_scores": means,
             "trial": summary.best_number,
             "study_run_id": study.origin,
+            "scored_with": objective.settled([scores for fold in summary.best_fold_scores for scores in fold]),
             "rivals": rivals_of(summary, asked, objective.direction),
         },
     )
@@ -99,7 +101,7 @@ def baseline_scores(objective: Objective, participants: Sequence[str], target: s
         subject = Subject(participant, layout.processed(objective.arm) / participant, target=target)
         for method, prediction in objective.baselines(participant).items():
             found.setdefault(method, []).append(objective.of_prediction(prediction, subject))
-    names = {name: None for scores in found.values() for of_subject in scores for name in of_subject}
+    names = {name: None for scores in found.values() for of_subject in scores for name in shown(of_subject)}
     rows = [
         {"method": method} | {name: mean_score([scores], name) for name in names} for method, scores in found.items()
     ]
@@ -111,7 +113,11 @@ def _validation(summary: StudySummary, training: pd.DataFrame, metric: str) -> p
     parts = []
     for fold, scores in enumerate(summary.best_fold_scores):
         people = training.loc[training["fold"] == fold, "participant_id"]
-        parts.append(pd.DataFrame(scores).assign(participant_id=people.to_list(), fold=fold))
+        parts.append(
+            pd.DataFrame([shown(of_subject) for of_subject in scores]).assign(
+                participant_id=people.to_list(), fold=fold
+            )
+        )
     table = pd.concat(parts, ignore_index=True)
     first = ["participant_id", "fold", metric]
     return table[[*first, *table.columns.difference(first)]]
@@ -194,7 +200,7 @@ def train_arm(settings: ArmParams, seed: int, objective: Objective) -> None:
         fitted = fit_arm(objective, chosen, seed, train=participants, state=state, run=run)
         metrics = _time_taken(fitted) | tracking.grouped("cv", best["cv_scores"])
         run.log_metrics(metrics)
-        _save(out, settings, objective, chosen, fitted, len(participants))
+        _save(out, settings, objective, chosen, fitted, len(participants), best["scored_with"])
         write_table(out / "history.csv", pd.DataFrame(fitted.result.history))
         log_model_of(run, out)
         metrics |= {"train/loss": fitted.result.history[-1]["loss"]}
@@ -231,7 +237,7 @@ def _train_rivals(
         ) as run:
             fitted = fit_arm(objective, chosen, seed, train=participants, state=state, run=run)
             run.log_metrics(_time_taken(fitted) | {f"cv/{objective.metric}": rival["cv_score"]})
-            _save(out / name, settings, objective, chosen, fitted, len(participants))
+            _save(out / name, settings, objective, chosen, fitted, len(participants), best["scored_with"])
         states.append(state)
     return states
 
@@ -241,7 +247,13 @@ def _time_taken(fitted: Fitted) -> dict[str, float]:
 
 
 def _save(
-    folder: Path, settings: ArmParams, objective: Objective, chosen: Train, fitted: Fitted, trained_on: int
+    folder: Path,
+    settings: ArmParams,
+    objective: Objective,
+    chosen: Train,
+    fitted: Fitted,
+    trained_on: int,
+    scored_with: Mapping[str, Any],
 ) -> None:
     """model.safetensors and model.json, with all that inference must know."""
     save_network(
@@ -256,7 +268,7 @@ def _save(
             "inputs": list(fitted.inputs),
             "target": fitted.target,
             "init": fitted.init,
-            "scored_with": dict(objective.about),
+            "scored_with": dict(scored_with),
             "trained_on": trained_on,
         },
     )

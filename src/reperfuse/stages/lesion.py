@@ -1,8 +1,9 @@
 """The lesion arm: T1w images with masks in, a segmentation model and what it is worth out."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,9 +18,6 @@ if TYPE_CHECKING:
     from reperfuse.stages.fitting import Objective
 
 ARM = "lesion"
-
-THRESHOLD = "probability_threshold"
-"""Above it a probability is lesion: a parameter of evaluate, and kept with each model."""
 
 
 def cohort(params: Params) -> None:
@@ -37,51 +35,32 @@ def preprocess(params: Params) -> None:
 
     from reperfuse.imaging.volume import load_volume
     from reperfuse.preprocessing.geometry import resample
+    from reperfuse.stages.lesion_input import given_brain, network_input, on_model_grid, paths_of, read_images
     from reperfuse.stages.processed import read_cohort, write_index, write_subject
 
-    settings = params.lesion.preprocess
-    for row in track(read_cohort(ARM).to_dict("records"), description="preprocess lesion"):
-        image = load_volume(layout.bids(ARM) / row["image"])
-        grid = model_grid(image, settings)
-        array, brain = network_input(grid, settings)
-        truth = resample(load_volume(layout.bids(ARM) / row["mask"]), like=grid, mask=True).data
+    settings, root = params.lesion.preprocess, layout.bids(ARM)
+    rows: list[dict[str, Any]] = read_cohort(ARM).to_dict("records")  # type: ignore[assignment]
+    for row in track(rows, description="preprocess lesion"):
+        paths = paths_of(row)
+        images = read_images(root, row["participant_id"], paths, settings)
+        grid = on_model_grid(images, settings, given_brain(root, row["image"], settings))
+        array, inside = network_input(grid, settings)
+        truth = resample(load_volume(root / row["mask"]), like=grid, mask=True).data
         write_subject(
             layout.processed(ARM) / row["participant_id"],
             array,
             truth.astype(np.uint8),
-            brain,
-            {"affine": grid.affine.tolist(), "image": row["image"], "mask": row["mask"]},
+            inside,
+            {
+                "affine": grid.affine.tolist(),
+                "image": row["image"],
+                "mask": row["mask"],
+                "images": paths,
+                "inputs": {name: [number, number + 1] for number, name in enumerate(settings.modalities)},
+                "missing": [name for name in settings.modalities if name not in images],
+            },
         )
     write_index(ARM)
-
-
-def model_grid(image: "Volume", settings: LesionPreprocess) -> "Volume":
-    """`image` in RAS at the isotropic spacing of the model."""
-    from reperfuse.preprocessing.geometry import reorient, resample
-
-    return resample(reorient(image, "RAS"), spacing_mm=settings.spacing_mm, order=1)
-
-
-def network_input(grid: "Volume", settings: LesionPreprocess) -> tuple[np.ndarray, np.ndarray]:
-    """What the network sees, shape (1, I, J, K), and the brain mask (I, J, K) its intensities are taken from."""
-    from reperfuse.preprocessing.brain import threshold_mask
-    from reperfuse.preprocessing.intensity import roi_minmax, window, zscore
-
-    brain = threshold_mask(grid.data, settings.threshold_fraction)
-    data = grid.data * brain if settings.skull_strip == "threshold" else grid.data
-    rules = {"zscore": zscore, "roi_minmax": roi_minmax, "window": window}
-    if settings.normalisation in rules:
-        data = rules[settings.normalisation](data, brain)
-    return np.asarray(data, dtype=np.float32)[None], brain
-
-
-def on_grid_of(like: "Volume", probability: np.ndarray, grid: "Volume") -> np.ndarray:
-    """A network's answer on the model's `grid`, brought to the voxels of `like`: shape of that, float32."""
-    from reperfuse.imaging.volume import Volume
-    from reperfuse.preprocessing.geometry import resample
-
-    answer = Volume(probability.astype(np.float32), grid.affine)
-    return np.asarray(resample(answer, like=like, order=1, antialias=False).data, dtype=np.float32)
 
 
 def folds(params: Params) -> None:
@@ -106,17 +85,33 @@ def train(params: Params) -> None:
 
 
 def _objective(params: Params) -> "Objective":
-    from reperfuse.evaluation.metrics import dice
+    from reperfuse.evaluation.operating_point import (
+        SMALLEST_ML,
+        THRESHOLDS,
+        OperatingPoint,
+        best_point,
+        dice_by_point,
+    )
     from reperfuse.stages.fitting import Objective
+    from reperfuse.stages.lesion_input import operating_point
+    from reperfuse.training.fit import KEPT
 
-    threshold = params.lesion.evaluate.probability_threshold
+    about = params.lesion.evaluate.model_dump(include={"probability_threshold", "smallest_ml"})
+    usual = operating_point(about)
+    thresholds = THRESHOLDS if about["probability_threshold"] is None else (usual.probability_threshold,)
+    sizes = SMALLEST_ML if about["smallest_ml"] is None else (usual.smallest_ml,)
+    points = {f"{KEPT}dice/{t:g}/{ml:g}": OperatingPoint(t, ml) for t in thresholds for ml in sizes}
 
     def score(
         probability: np.ndarray, target: np.ndarray, mask: np.ndarray, spacing_mm: Sequence[float]
     ) -> dict[str, float]:
-        return {"dice": dice(probability > threshold, target > 0)}
+        dice = dice_by_point(probability, target > 0, spacing_mm, thresholds=thresholds, smallest_ml=sizes)
+        return {"dice": dice[usual]} | {name: dice[point] for name, point in points.items()}
 
-    return Objective(arm=ARM, metric="dice", higher_is_better=True, score=score, about={THRESHOLD: threshold})
+    def settle(scores: Sequence[Mapping[str, float]]) -> dict[str, float]:
+        return asdict(best_point([{point: subject[name] for name, point in points.items()} for subject in scores]))
+
+    return Objective(arm=ARM, metric="dice", higher_is_better=True, score=score, about=about, settle=settle)
 
 
 def evaluate(params: Params) -> None:
@@ -147,37 +142,47 @@ def _assessment(
 ) -> "Assessment":
     """How the lesion arm is judged: Dice and its sisters on the source grid."""
     from reperfuse.evaluation.metrics import lesion_scores
+    from reperfuse.evaluation.summary import MODEL
     from reperfuse.imaging.volume import load_volume
     from reperfuse.stages.assessment import Assessment, Case
+    from reperfuse.stages.lesion_input import (
+        channels_of,
+        given_brain,
+        network_input,
+        on_grid_of,
+        on_model_grid,
+        operating_point,
+        read_images,
+    )
     from reperfuse.stages.processed import description
     from reperfuse.stages.trained import load_model
 
-    settings = params.lesion.evaluate
     trained = load_model(ARM, model, LesionPreprocess)
+    point, root = operating_point(trained.scored_with), layout.bids(ARM)
 
     def load(participant: str) -> Case:
-        paths = description(ARM, participant)
-        image = load_volume(layout.bids(ARM) / paths["image"])
-        return Case(model_grid(image, trained.preprocess), load_volume(layout.bids(ARM) / paths["mask"]))
+        there = description(ARM, participant)
+        images = read_images(root, participant, there["images"], trained.preprocess)
+        grid = on_model_grid(images, trained.preprocess, given_brain(root, there["image"], trained.preprocess))
+        return Case(grid, load_volume(root / there["mask"]))
 
     def predict(image: "Volume") -> np.ndarray:
-        array, _ = network_input(image, trained.preprocess)
-        return trained.predict(array)
+        return trained.predict(channels_of(network_input(image, trained.preprocess)[0], trained))
 
     def on_truth_grid(probability: np.ndarray, case: Case) -> np.ndarray:
         return on_grid_of(case.truth, probability, case.image)
 
     def score(probability: np.ndarray, case: Case) -> dict[str, float | None]:
         return lesion_scores(
-            probability > settings.probability_threshold,
+            point.mask(probability, case.truth.spacing_mm),
             case.truth.data > 0,
             case.truth.spacing_mm,
             probability=probability,
         )
 
-    methods: dict[str, Predict] = {"model": predict}
+    methods: dict[str, Predict] = {MODEL: predict}
     if "baseline_empty" in baselines:
-        methods["baseline_empty"] = lambda image: np.zeros(image.data.shape, np.float32)
+        methods["baseline_empty"] = lambda image: np.zeros(image.data.shape[:3], np.float32)
     if "baseline_threshold" in baselines:
         methods["baseline_threshold"] = _threshold_baseline(trained.preprocess)
     return Assessment(ARM, "dice", methods, load, on_truth_grid, score, params.bootstrap(ARM))
@@ -186,6 +191,7 @@ def _assessment(
 def _threshold_baseline(settings: LesionPreprocess) -> "Predict":
     """The intensity threshold with the best mean Dice on the training subjects."""
     from reperfuse.evaluation.baselines import best_threshold
+    from reperfuse.stages.lesion_input import network_input
     from reperfuse.stages.processed import training_arrays
 
     chosen = best_threshold(
@@ -203,17 +209,20 @@ def _threshold_baseline(settings: LesionPreprocess) -> "Predict":
 def report(params: Params) -> None:
     """reports/lesion.html."""
     from reperfuse.evaluation.figures import lesion_overlay
+    from reperfuse.files import read_json
     from reperfuse.imaging.volume import load_volume
+    from reperfuse.stages.lesion_input import operating_point
     from reperfuse.stages.processed import description
     from reperfuse.stages.reporting import report_arm
+
+    point = operating_point(read_json(layout.models(ARM) / "model.json")["extra"]["scored_with"])
 
     def overlay(
         participant: str, predictions: Mapping[str, np.ndarray], title: str, captions: Mapping[str, str]
     ) -> "Figure":
         paths = description(ARM, participant)
         image, truth = load_volume(layout.bids(ARM) / paths["image"]), load_volume(layout.bids(ARM) / paths["mask"])
-        threshold = params.lesion.evaluate.probability_threshold
-        masks = {method: probability > threshold for method, probability in predictions.items()}
+        masks = {method: point.mask(probability, truth.spacing_mm) for method, probability in predictions.items()}
         return lesion_overlay(
             image.data, truth.data, masks, image.spacing_mm, affine=image.affine, title=title, captions=captions
         )

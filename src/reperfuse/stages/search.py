@@ -16,6 +16,7 @@ from reperfuse import tracking
 from reperfuse.files import read_json, write_json
 from reperfuse.params import Train
 from reperfuse.stages.fitting import ArmParams, Objective, fit_arm, with_overrides
+from reperfuse.training.fit import shown
 from reperfuse.training.tune import Scores, StudySummary, Trial, metric_means, tune
 
 
@@ -151,7 +152,7 @@ def _score_fold(
         scores = [fitted.result.scores[participant] for participant in validation]
         run.log_metrics(tracking.grouped("val", metric_means([scores])))
         for step, of_subject in enumerate(scores):
-            run.log_metrics(tracking.grouped("subject", of_subject), step=step)
+            run.log_metrics(tracking.grouped("subject", shown(of_subject)), step=step)
     return scores
 
 

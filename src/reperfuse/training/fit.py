@@ -34,6 +34,9 @@ Predict = Callable[[np.ndarray], np.ndarray]
 Score = Callable[[Predict, Subject], Mapping[str, float | None]]
 """From a way to predict and a validation subject to that subject's metrics."""
 
+KEPT = "kept/"
+"""Beginning of the names of scores that no table shows: what is chosen from them is chosen once, after a search."""
+
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
 
 
@@ -330,9 +333,18 @@ def undefined_as_nan(metrics: Mapping[str, float | None]) -> dict[str, float]:
     return {name: float("nan") if value is None else float(value) for name, value in metrics.items()}
 
 
+def shown(scores: Mapping[str, float]) -> dict[str, float]:
+    """The metrics without those that are only kept, whose names begin with `KEPT`.
+
+    >>> shown({"dice": 0.5, "kept/dice at 0.3": 0.6})
+    {'dice': 0.5}
+    """
+    return {name: value for name, value in scores.items() if not name.startswith(KEPT)}
+
+
 def _means(scores: dict[str, dict[str, float]]) -> dict[str, float]:
     """Mean of each metric over the subjects that have it."""
-    names = sorted({name for metrics in scores.values() for name in metrics})
+    names = sorted({name for metrics in scores.values() for name in shown(metrics)})
     have = {name: [m[name] for m in scores.values() if np.isfinite(m.get(name, np.nan))] for name in names}
     return {name: float(np.mean(values)) for name, values in have.items() if values}
 

@@ -21,7 +21,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from reperfuse.errors import InputError
 from reperfuse.files import read_json, write_json
-from reperfuse.training.fit import undefined_as_nan
+from reperfuse.training.fit import shown, undefined_as_nan
 from reperfuse.training.module import TrainingDiverged
 from reperfuse.training.space import Choices, Range, Space, grid, labelled, meant, read_space
 from reperfuse.training.workers import SystemLock, at_work, is_alive, mend_journal
@@ -352,8 +352,8 @@ def best_of(trials: Sequence[Trial], direction: str) -> Trial:
 
 
 def metric_means(fold_scores: Sequence[Sequence[Scores]]) -> dict[str, float | None]:
-    """Mean of every metric over the subjects of all folds that have it; None where nobody has."""
-    names = sorted({name for fold in fold_scores for of_subject in fold for name in of_subject})
+    """Mean of every metric that is shown over the subjects of all folds that have it; None where nobody has."""
+    names = sorted({name for fold in fold_scores for of_subject in fold for name in shown(of_subject)})
     return {name: mean_score(fold_scores, name) for name in names}
 
 
