@@ -365,6 +365,8 @@ def test_a_fold_that_lost_all_its_subjects_is_left_out_of_the_search(here: Path)
     tune_arm(params(), 1, OBJECTIVE)
     trials = pd.read_csv(here / "results" / ARM / "tune" / "trials.csv")
     assert {"fold_0", "fold_1"} <= set(trials) and "fold_2" not in trials
+    validated = pd.read_csv(here / "results" / ARM / "tune" / "validation.csv").set_index("participant_id")["fold"]
+    assert validated.to_dict() == folds.dropna().set_index("participant_id")["fold"].astype(int).to_dict()
     assert trials["value"].notna().all()
 
 

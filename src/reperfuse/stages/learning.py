@@ -74,7 +74,7 @@ def tune_arm(settings: ArmParams, seed: int, objective: Objective, *, join: bool
             study.log_table(baselines, "tables/baselines.csv")
     out = layout.results(arm) / "tune"
     write_table(out / "trials.csv", summary.trials)
-    write_table(out / "validation.csv", _validation(summary, training, objective.metric))
+    write_table(out / "validation.csv", _validation(summary, training, present, objective.metric))
     if baselines is not None:
         write_table(out / "baselines.csv", baselines)
     write_json(
@@ -108,16 +108,13 @@ def baseline_scores(objective: Objective, participants: Sequence[str], target: s
     return pd.DataFrame(rows, columns=["method", *(names or [objective.metric])])
 
 
-def _validation(summary: StudySummary, training: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """The chosen trial's scores of every validation subject: participant_id, fold, its metric, the others."""
+def _validation(summary: StudySummary, training: pd.DataFrame, present: Sequence[int], metric: str) -> pd.DataFrame:
+    """The chosen trial's scores of every validation subject: participant_id, fold (of folds.csv), metric, the others."""
     parts = []
     for fold, scores in enumerate(summary.best_fold_scores):
         people = training.loc[training["fold"] == fold, "participant_id"]
-        parts.append(
-            pd.DataFrame([shown(of_subject) for of_subject in scores]).assign(
-                participant_id=people.to_list(), fold=fold
-            )
-        )
+        of_fold = pd.DataFrame([shown(of_subject) for of_subject in scores])
+        parts.append(of_fold.assign(participant_id=people.to_list(), fold=present[fold]))
     table = pd.concat(parts, ignore_index=True)
     first = ["participant_id", "fold", metric]
     return table[[*first, *table.columns.difference(first)]]
