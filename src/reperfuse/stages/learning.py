@@ -109,7 +109,7 @@ def baseline_scores(objective: Objective, participants: Sequence[str], target: s
 
 
 def _validation(summary: StudySummary, training: pd.DataFrame, present: Sequence[int], metric: str) -> pd.DataFrame:
-    """The chosen trial's scores of every validation subject: participant_id, fold (of folds.csv), metric, the others."""
+    """The chosen trial's scores of every validation subject: participant_id, fold of folds.csv, metric, others."""
     parts = []
     for fold, scores in enumerate(summary.best_fold_scores):
         people = training.loc[training["fold"] == fold, "participant_id"]
