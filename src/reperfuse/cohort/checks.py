@@ -1,7 +1,10 @@
 """What every image must be before it enters a tree: finite, of a head's size, at the same place as its partner."""
 
+import gzip
+import zlib
 from dataclasses import replace
 from itertools import combinations, product
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +18,18 @@ SPACING_BOUNDS_MM = (0.1, 30.0)
 
 LEVEL_TOLERANCE = 1e-3
 """A scale factor in the header makes 0.99999 of a mask's 1."""
+
+
+def check_whole(path: Path) -> None:
+    """Refuse a .gz file whose checksum fails: readers of NIfTI stop at the last voxel, short of the checksum."""
+    if not path.name.endswith(".gz"):
+        return
+    try:
+        with gzip.open(path) as file:
+            while file.read(1 << 20):
+                pass
+    except (EOFError, OSError, zlib.error) as error:
+        raise InputError(f"{path} is cut short or damaged: copy it again from its source.") from error
 
 
 def without_nan(volume: Volume, what: str) -> tuple[Volume, list[str]]:

@@ -13,6 +13,7 @@ from reperfuse.cohort.checks import (
     check_image,
     check_overlap,
     check_same_grid,
+    check_whole,
     compact,
     without_nan,
 )
@@ -105,6 +106,7 @@ def _read(path: Path, label: str) -> tuple[Volume, list[str]]:
 
 
 def _one_frame(path: Path, what: str) -> Volume:
+    check_whole(path)
     volume = load_volume(path)
     if volume.data.ndim != 3:
         raise InputError(f"{path.name} has {volume.n_frames} frames: {what} has one; split it.")
