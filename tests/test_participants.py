@@ -112,6 +112,7 @@ def test_a_centre_that_ingest_gave_follows_the_inbox_and_one_by_hand_does_not(tm
         (b"participant_id\tcentre\tcentre\nsub-r001s001\tBasel\tBern\n", "one name twice"),
         (b"participant_id\tcentre\nsub-r001s001\tBasel\t71\n", "3 cells for 2 columns at sub-r001s001"),
         (b"participant_id\tcentre\nsub-r001s001\tBasel\nsub-r001s001\tBern\n", "sub-r001s001 twice"),
+        (b"participant_id\tcentre\n\tBasel\n", "a row without participant_id"),
         ("participant_id\tcentre\nsub-r001s001\tZürich\n".encode("utf-16"), "is not UTF-8 text"),
     ],
 )

@@ -15,8 +15,8 @@ def read_participants(path: Path) -> tuple[list[str], list[dict[str, str]]]:
     Raises
     ------
     InputError
-        If the table has no column participant_id, an unnamed or twofold column, a row longer than its header, or a
-        subject twice.
+        If the table has no column participant_id, an unnamed or twofold column or subject, or a row longer than its
+        header.
     """
     if not path.exists():
         return [], []
@@ -37,9 +37,11 @@ def read_participants(path: Path) -> tuple[list[str], list[dict[str, str]]]:
             raise InputError(f"{path} has {len(cells)} cells for {len(columns)} columns at {cells[0]}: mend that row.")
         rows.append(dict(zip(columns, cells + ["n/a"] * (len(columns) - len(cells)), strict=True)))
     names = [row["participant_id"] for row in rows]
+    if "" in names:
+        raise InputError(f"{path} has a row without participant_id: name the subject, or remove the row.")
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
-        raise InputError(f"{path} has {twice or 'an unnamed subject'} twice: keep one row.")
+        raise InputError(f"{path} has {twice} twice: keep one row.")
     return columns, rows
 
 
