@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from reperfuse.cohort import inbox as inbox_module
+from reperfuse.cohort.bids import perfusion_cohort
 from reperfuse.cohort.dsc import check_dsc
 from reperfuse.cohort.inbox import ingest_lesion, ingest_perfusion
 from reperfuse.errors import InputError
@@ -688,6 +689,44 @@ def test_a_replacement_killed_at_any_rename_ends_as_the_new_version(place):
         assert bytes_of(place.out) == new
         if status == 0:
             break
+
+
+def test_a_centre_that_changes_in_a_killed_run_ends_as_the_new_one(place):
+    folder = place.inbox / "Site1"
+    for name, data in (("t1w", np.arange(336.0)), ("LesionSmooth", np.ones(336))):
+        folder.mkdir(exist_ok=True)
+        nib.save(nib.Nifti1Image(data.reshape(6, 7, 8), AFFINE), folder / f"031768_{name}_stx.nii.gz")
+    place.lesion()
+    old = place.out.rename(place.out.with_name("old"))
+    folder.rename(place.inbox / "Site2")
+    for survived in range(1000):
+        shutil.rmtree(place.out, ignore_errors=True)
+        shutil.copytree(old, place.out)
+        child = os.fork()
+        if child == 0:
+            _die_at_rename(survived)
+            place.lesion()
+            os._exit(0)
+        _, status = os.waitpid(child, 0)
+        place.lesion()
+        assert (place.out / "participants.tsv").read_text() == "participant_id\tcentre\nsub-031768\tSite2\n"
+        if status == 0:
+            break
+    assert survived > 5
+
+
+def test_a_centre_filled_in_by_hand_lasts_in_the_perfusion_arm(place):
+    write_patient(place.inbox / "a", frames=12, reference=None)
+    (anna,) = place.perfusion()
+    table = place.out / "participants.tsv"
+    assert table.read_text() == f"participant_id\tcentre\n{anna.participant_id}\tn/a\n"
+    table.write_text(f"participant_id\tcentre\tage\n{anna.participant_id}\tUppsala\t71\n")
+    write_patient(place.inbox / "b", BERT, frames=12, reference=None)
+    place.perfusion()
+    cohort = perfusion_cohort(place.out).set_index("participant_id")
+    assert cohort.centre[anna.participant_id] == "Uppsala"
+    assert sorted(cohort.centre) == ["Uppsala", "unknown"]
+    assert f"{anna.participant_id}\tUppsala\t71\n" in table.read_text()
 
 
 @pytest.mark.parametrize("run", [Place.lesion, Place.perfusion])

@@ -63,6 +63,19 @@ def test_the_tree_is_added_to_dvc_and_a_second_run_changes_no_byte(root, capsys)
     assert tracked.read_bytes() == first
 
 
+def test_a_centre_filled_in_by_hand_is_versioned_by_the_next_ingest(root, capsys):
+    for command in (["git", "init", "-q"], [sys.executable, "-m", "dvc", "init", "-q"]):
+        subprocess.run(command, cwd=root, check=True)
+    ingest(root / "inbox", arm="lesion", root=root)
+    tracked, table = root / "data/bids/lesion.dvc", root / "data/bids/lesion/participants.tsv"
+    first, by_hand = tracked.read_bytes(), table.read_text().replace("R001", "Basel")
+    table.write_text(by_hand)
+    assert ingest(root / "inbox", arm="lesion", root=root) == 0
+    assert "unchanged" in capsys.readouterr().out
+    assert tracked.read_bytes() != first
+    assert table.read_text() == by_hand
+
+
 def test_what_dvc_refuses_is_said_in_one_sentence(root):
     (root / ".dvc").mkdir()  # no git beside it
     with pytest.raises(InputError, match="`dvc add` refused it"):

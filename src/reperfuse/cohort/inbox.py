@@ -13,8 +13,9 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-from reperfuse.cohort.atlas import AtlasImage, atlas_image, centre_of, write_subject
 from reperfuse.cohort.dsc import write_patient
+from reperfuse.cohort.lesion_images import write_subject
+from reperfuse.cohort.lesion_names import LesionFile, centre_of, lesion_file
 from reperfuse.cohort.tree import BidsTree
 from reperfuse.errors import InputError
 from reperfuse.files import sha256_of
@@ -178,12 +179,12 @@ def ingest_lesion(
     *,
     expect: Callable[[int], object] = lambda n: None,
 ) -> Iterator[Outcome]:
-    """Outcomes, one by one, of every subject with a T1w image or a lesion mask under `inbox`.
+    """Outcomes, one by one, of every subject with an image or a lesion mask under `inbox`.
 
-    Files are known by their names (ATLAS R2.0 and R3.0; R1.1 with one mask per lesion, of which the union is taken),
-    whatever folder they lie in. Images go to ``sub-*/[ses-*/]anat/``, masks (0 and 1) below ``derivatives/lesion/``.
-    A subject is taken with all its sessions or not at all. `expect` is told the number of subjects before the first
-    outcome, for a progress bar.
+    Files are known by their names (ATLAS R2.0 and R3.0; R1.1 with one mask per lesion, of which the union is taken;
+    ISLES'22 with DWI, ADC and FLAIR, of which any may be missing), whatever folder they lie in. Images go to
+    ``sub-*/[ses-*/]{anat,dwi}/``, masks (0 and 1) below ``derivatives/lesion/``. A subject is taken with all its
+    sessions or not at all. `expect` is told the number of subjects before the first outcome, for a progress bar.
 
     Raises
     ------
@@ -191,33 +192,41 @@ def ingest_lesion(
         If no file is named so, or `out` cannot be written to.
     """
     inbox, out, quarantine = _places(inbox, out, Path(quarantine) / "lesion")
-    subjects: dict[str, list[AtlasImage]] = defaultdict(list)
+    subjects: dict[str, list[LesionFile]] = defaultdict(list)
     for path in sorted(inbox.rglob("*.nii*")):
-        image = atlas_image(path) if path.is_file() else None
-        if image is not None:
-            subjects[image.participant_id].append(image)
+        found = lesion_file(path) if path.is_file() else None
+        if found is not None:
+            subjects[found.participant_id].append(found)
     if not subjects:
         raise InputError(
-            f"{inbox} holds no images named as in ATLAS (sub-*_T1w.nii.gz and sub-*_mask.nii.gz): "
-            "name the folder with the unpacked data set."
+            f"{inbox} holds no images named as in ATLAS (sub-*_T1w.nii.gz and sub-*_mask.nii.gz) or ISLES'22 "
+            "(sub-*_dwi.nii.gz and sub-*_msk.nii.gz): name the folder with the unpacked data set."
         )
     expect(len(subjects))
-    tree = BidsTree(out, quarantine, name="Stroke lesions on T1w MRI", derivative="lesion")
+    tree = BidsTree(out, quarantine, name=_title(subjects.values(), out), derivative="lesion")
     try:
-        for participant_id, images in sorted(subjects.items()):
-            files = [image.path for image in images]
+        for participant_id, named in sorted(subjects.items()):
+            files = [file.path for file in named]
             sources = sorted(map(sha256_of, files))
             twin = tree.twin(participant_id, sources)
 
-            def write(staged: Path, images: list[AtlasImage] = images, twin: str | None = twin) -> list[str]:
+            def write(staged: Path, named: list[LesionFile] = named, twin: str | None = twin) -> list[str]:
                 if twin is not None:
                     raise InputError(f"The same files are in the tree as {twin}: keep one of the two.")
-                return write_subject(staged, images)
+                return write_subject(staged, named)
 
             centre = centre_of(participant_id, files[0].relative_to(inbox).parts[:-1])
             yield _taken(tree, participant_id, files, sources, inbox, settings={}, centre=centre, write=write)
     finally:
         tree.close()
+
+
+def _title(subjects: Iterable[list[LesionFile]], out: Path) -> str:
+    """What the tree shows, counting what it holds already: the title must not change back and forth."""
+    named = (file.modality for files in subjects for file in files)
+    if all(modality in (None, "t1w") for modality in named) and not any(out.glob("sub-*/**/dwi")):
+        return "Stroke lesions on T1w MRI"
+    return "Stroke lesions on MRI"
 
 
 # ---- both arms ------------------------------------------------------------------------------------------------------

@@ -7,11 +7,13 @@ clears, or a subject without a valid entry, which the next run writes again.
 
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
+from reperfuse.cohort.participants import participants_text, read_participants
 from reperfuse.errors import InputError
 from reperfuse.files import atomic_path, read_json, sha256_of, write_json, write_text
 from reperfuse.imaging.deidentify import assert_anonymous
@@ -45,7 +47,7 @@ class BidsTree:
     Raises
     ------
     InputError
-        If `out` cannot be written to, or its manifest is damaged.
+        If `out` cannot be written to, or its manifest or participants.tsv is damaged.
     """
 
     def __init__(self, out: Path, quarantine: Path, *, name: str, derivative: str):
@@ -67,6 +69,7 @@ class BidsTree:
         if not isinstance(content, dict) or not isinstance(content.get("subjects"), dict):
             raise InputError(f"{self._manifest_path} is not a manifest: restore it, or remove it to ingest all again.")
         self.subjects: dict[str, dict[str, Any]] = content["subjects"]
+        read_participants(out / "participants.tsv")  # a damaged one is refused before anything is written
         for orphan in (out / self.derivative).glob("sub-*"):
             # A run was killed between the two renames of a subject.
             if orphan.name not in self.subjects and not (out / orphan.name).exists():
@@ -164,13 +167,16 @@ class BidsTree:
         for part in (derived, main):
             if (staged / part).exists():
                 os.replace(staged / part, self.out / part)
+        formerly = {participant_id: self.subjects.get(participant_id, entry)["centre"]}
         self.subjects[participant_id] = entry
+        # Before the manifest, which alone tells a centre that ingest gave earlier from one written by hand.
+        self._write_participants(formerly)
         write_json(self._manifest_path, {"subjects": self.subjects})
-        self._write_participants()
 
-    def _write_participants(self) -> None:
-        rows = [f"{name}\t{self.subjects[name]['centre']}\n" for name in sorted(self.subjects)]
-        _keep(self.out / "participants.tsv", "participant_id\tcentre\n" + "".join(rows))
+    def _write_participants(self, formerly: Mapping[str, str] = MappingProxyType({})) -> None:
+        path = self.out / "participants.tsv"
+        centres = {name: entry["centre"] for name, entry in self.subjects.items()}
+        _keep(path, participants_text(*read_participants(path), centres, formerly))
 
     def refuse(self, name: str, files: Iterable[Path], inbox: Path, reason: str) -> None:
         """Copy originals to `quarantine/<name>/` with reason.txt, for their owner's eyes only.

@@ -30,7 +30,8 @@ def ingest(
     Parameters
     ----------
     inbox
-        Folder with DICOM series (perfusion) or ATLAS-named NIfTI (lesion), in any nesting. It is only read.
+        Folder with DICOM series (perfusion), or NIfTI named as in ATLAS or ISLES'22 (lesion), in any nesting. It is
+        only read.
     arm
         `lesion` or `perfusion`.
     out
