@@ -1,11 +1,13 @@
 """Names, bounds and defaults of params.yaml."""
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
+from reperfuse.cohort.lesion_names import MODALITIES
 from reperfuse.errors import InputError
-from reperfuse.params import Params, Section, Train, load_params
+from reperfuse.params import Modality, Params, Section, Train, load_params
 from reperfuse.stages.learning import with_overrides
 
 
@@ -32,6 +34,10 @@ def test_every_parameter_says_what_it_is(section: type[Section]) -> None:
     for name, field in section.model_fields.items():
         is_section = isinstance(field.annotation, type) and issubclass(field.annotation, Section)
         assert is_section or described(section, name), f"{section.__name__}.{name}"
+
+
+def test_the_modalities_are_those_that_the_door_knows() -> None:
+    assert get_args(Modality) == tuple(MODALITIES)
 
 
 def test_parameters_do_not_change_under_way() -> None:

@@ -56,7 +56,7 @@ def demo_data(
 @app.command()
 def ingest(
     inbox: Annotated[
-        Path, typer.Argument(help="folder with DICOM series or an ATLAS tree, in any nesting", show_default=False)
+        Path, typer.Argument(help="folder with DICOM series, or an ATLAS or ISLES tree", show_default=False)
     ],
     arm: Annotated[Arm, typer.Option(help="what the inbox holds", show_default=False)],
     out: Annotated[Path | None, typer.Option(help="BIDS tree to write; left out: data/bids/ARM")] = None,

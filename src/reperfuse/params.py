@@ -17,7 +17,7 @@ Arm = Literal["lesion", "perfusion"]
 ARMS: tuple[Arm, ...] = ("lesion", "perfusion")
 
 Modality = Literal["t1w", "dwi", "adc", "flair"]
-MODALITIES: tuple[Modality, ...] = ("t1w", "dwi", "adc", "flair")
+"""Those of `cohort.lesion_names.MODALITIES`; a test holds the two equal."""
 
 
 class Section(BaseModel):

@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 
 from reperfuse.cohort.checks import check_image, without_nan
+from reperfuse.cohort.lesion_names import MODALITIES
 from reperfuse.errors import InputError
 from reperfuse.evaluation.operating_point import OperatingPoint
 from reperfuse.imaging.volume import Volume, load_volume
-from reperfuse.params import MODALITIES, LesionPreprocess
+from reperfuse.params import LesionPreprocess
 from reperfuse.preprocessing.brain import threshold_mask
 from reperfuse.preprocessing.geometry import pad_to_multiple, reorient, resample
 from reperfuse.preprocessing.intensity import roi_minmax, window, zscore

@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 from scipy import ndimage
 
+from reperfuse.cohort.lesion_names import MODALITIES
 from reperfuse.errors import InputError
 from reperfuse.imaging.volume import Volume, save_volume
-from reperfuse.params import MODALITIES, LesionPreprocess
+from reperfuse.params import LesionPreprocess
 from reperfuse.stages.lesion import ARM
 from reperfuse.stages.lesion_input import (
     channels_of,
