@@ -18,10 +18,16 @@ from reperfuse.networks import (
     load_network,
     save_network,
 )
-from reperfuse.networks.blocks import NORMALISATIONS
+from reperfuse.networks.blocks import BLOCKS, NORMALISATIONS, ResidualBlock
 
 SMALL = {
     "unet3d": {"widths": (2, 4, 6)},
+    "unet2plus1d": {"widths": (2, 4, 6)},
+    "unet2d": {"widths": (2, 4, 6)},
+    "resunet2d": {"widths": (2, 4, 6)},
+    "cnn8": {"widths": (2, 4, 6), "head": 3},
+    "resnet20": {"units": 4, "widths": (2, 3, 4), "head": 3},
+    "dynunet": {"widths": (2, 4, 6, 8)},
     "tmax_unet": {"widths": (4, 6, 8), "bottom": 10},
 }
 
@@ -49,7 +55,9 @@ class TestEveryNetwork:
 
     def test_sends_a_gradient_to_every_parameter(self, name):
         network = small(name)
-        network(torch.rand(2, channels(name), 8, 8, 8)).square().sum().backward()
+        image = torch.rand(2, channels(name), 16, 16, 8)
+        answers = network.heads(image) if hasattr(network, "heads") else [network(image)]
+        sum(answer.square().sum() for answer in answers).backward()
         assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in network.parameters())
 
     def test_is_the_same_for_the_same_seed(self, name):
@@ -83,7 +91,7 @@ class TestEveryNetwork:
 
 
 def test_an_unknown_network_is_refused_with_the_names_there_are():
-    with pytest.raises(InputError, match="unet3d, tmax_1layer, tmax_2layer"):
+    with pytest.raises(InputError, match=r"unet3d, unet2plus1d, .*, tmax_1layer, tmax_2layer"):
         build_network("unet4d")
 
 
@@ -181,10 +189,124 @@ def test_a_convolution_without_normalisation_has_a_bias_and_with_one_has_none():
         assert (block[0].bias is not None) == (normalisation == "none")
 
 
-def test_the_unet_has_the_number_of_parameters_its_docstring_states():
-    count = {width: sum(p.numel() for p in build_network("unet3d", width=width).parameters()) for width in (8, 16)}
-    assert count == {8: 350_809, 16: 1_401_265}
-    assert "350 809" in NETWORKS["unet3d"].__doc__ and "1 401 265" in NETWORKS["unet3d"].__doc__
+LESION = [name for name in NETWORKS if not name.startswith("tmax_")]
+FLAT = ["cnn8", "resnet20", "unet2d", "resunet2d"]
+
+
+def count(network: torch.nn.Module) -> str:
+    """Number of parameters as a docstring writes it."""
+    return f"{sum(p.numel() for p in network.parameters()):,}".replace(",", " ")
+
+
+@pytest.mark.parametrize("name", LESION)
+def test_a_lesion_network_has_the_number_of_parameters_its_docstring_states(name):
+    assert f"{count(build_network(name))} parameters by default" in NETWORKS[name].__doc__
+
+
+def test_the_unets_of_other_widths_have_the_parameters_that_are_stated_too():
+    assert f"{count(build_network('unet3d', width=16))} with `width=16`" in NETWORKS["unet3d"].__doc__
+    wide = build_network("unet3d", widths=(32, 64, 128, 256, 512))
+    assert f"`unet3d` of these widths has {count(wide)}" in NETWORKS["unet2plus1d"].__doc__
+
+
+@pytest.mark.parametrize("name", FLAT)
+def test_a_network_of_slices_sees_each_slice_alone(name):
+    network = small(name).eval()
+    volume = torch.rand(1, 1, 16, 12, 5)
+    alone = torch.stack([network(volume[..., k]) for k in range(5)], dim=-1)
+    torch.testing.assert_close(network(volume), alone)
+
+
+@pytest.mark.parametrize("name", [name for name in LESION if name not in FLAT])
+def test_a_network_of_volumes_looks_across_slices(name):
+    torch.manual_seed(0)
+    network = small(name).eval()
+    volume = torch.rand(1, 1, 16, 16, 16)
+    changed = volume.clone()
+    changed[..., 7] += 1
+    difference = (network(changed) - network(volume)).abs().amax(dim=(0, 1, 2, 3))
+    assert difference[6] > 0 and difference[8] > 0
+
+
+@pytest.mark.parametrize("normalisation", ["batch", "instance", "group"])
+@pytest.mark.parametrize("name", [name for name in LESION if name != "cnn8"])
+def test_the_normalisation_layer_is_an_argument(name, normalisation):
+    kinds = {"batch": torch.nn.BatchNorm3d, "instance": torch.nn.InstanceNorm3d, "group": torch.nn.GroupNorm}
+    kwargs = SMALL[name] if name != "dynunet" else {"widths": (8, 8, 16, 16)}
+    network = build_network(name, **kwargs, normalisation=normalisation)
+    others = tuple(kind for other, kind in kinds.items() if other != normalisation)
+    layers = list(network.modules())
+    assert any(isinstance(layer, kinds[normalisation]) for layer in layers)
+    assert not any(isinstance(layer, others) for layer in layers)
+    assert network(torch.rand(2, 1, 16, 16, 8)).isfinite().all()
+
+
+def test_a_factorised_convolution_has_the_weights_its_docstring_counts():
+    a, b = 5, 7
+    block = BLOCKS["2plus1d"](a, b, "none")
+    assert sum(p.numel() for p in block.parameters() if p.ndim > 1) == (9 * a * b + 3 * b * b) + (9 * b * b + 3 * b * b)
+
+
+def test_the_residual_encoder_strides_where_the_plain_one_pools():
+    network = build_network("resunet2d", **SMALL["resunet2d"])
+    blocks = [module for module in network.modules() if isinstance(module, ResidualBlock)]
+    assert [block.beside.stride for block in blocks] == [(1, 1, 1), (2, 2, 1)]
+    assert [block.inside[0].stride for block in blocks] == [(1, 1, 1), (2, 2, 1)]
+    assert all(block.after[1].p == 0.5 for block in blocks)
+
+
+@pytest.mark.parametrize(
+    ("name", "kwargs", "words"),
+    [
+        ("unet3d", {"widths": ()}, "widths"),
+        ("unet3d", {"block": "2plus1d", "flat": True}, "looks across slices"),
+        ("cnn8", {"widths": (4, 4)}, "widths"),
+        ("cnn8", {"dropout": 1.0}, "dropout"),
+        ("resnet20", {"units": 2}, "units 2 must be at least 3"),
+        ("resnet20", {"widths": (8, 4, 4)}, "do not fall"),
+        ("dynunet", {"widths": (8, 8)}, "three or more"),
+        ("dynunet", {"normalisation": "none"}, "normalisation"),
+    ],
+)
+def test_arguments_out_of_range_are_refused(name, kwargs, words):
+    with pytest.raises(InputError, match=words):
+        build_network(name, **kwargs)
+
+
+def test_resnet20_has_twenty_units_of_two_convolutions():
+    network = build_network("resnet20")
+    assert len(network.units) == 20
+    assert all(sum(isinstance(layer, torch.nn.Conv3d) for layer in unit.inside) == 2 for unit in network.units)
+
+
+def test_cnn8_has_eight_convolutions_of_the_published_widths():
+    layers = [layer for layer in build_network("cnn8").modules() if isinstance(layer, torch.nn.Conv3d)]
+    assert [layer.out_channels for layer in layers] == [64, 64, 128, 128, 256, 256, 64, 1]
+    assert build_network("cnn8")(torch.rand(1, 1, 232, 196)).shape == (1, 1, 232, 196)
+
+
+def test_deep_supervision_gives_the_answer_first_and_each_coarser_level_after_it():
+    network, image = build_network("dynunet", widths=(2, 4, 6, 8)).eval(), torch.rand(1, 1, 11, 12, 7)
+    heads = network.heads(image)
+    assert len(heads) == 3 and all(head.shape == image.shape for head in heads)
+    assert torch.equal(heads[0], network(image))
+
+
+def test_dynunet_computes_what_monais_network_of_these_layers_does():
+    from monai.networks.nets import DynUNet
+
+    theirs = DynUNet(3, 1, 1, [3] * 4, [1, 2, 2, 2], [2] * 3, [2, 4, 6, 8], norm_name="BATCH").eval()
+    ours = build_network("dynunet", widths=(2, 4, 6, 8)).eval()
+    down = [theirs.input_block, *theirs.downsamples, theirs.bottleneck]
+    pairs = [
+        *zip(ours.down, down, strict=True),
+        (ours.up, theirs.upsamples),
+        (ours.last, theirs.output_block.conv.conv),
+    ]
+    for part, of_theirs in pairs:
+        part.load_state_dict(of_theirs.state_dict())
+    image = torch.rand(2, 1, 16, 16, 16)
+    torch.testing.assert_close(ours(image), theirs(image))
 
 
 @pytest.mark.parametrize("name", ["tmax_1layer", "tmax_2layer", "tmax_deep"])

@@ -14,11 +14,20 @@ from reperfuse.errors import InputError
 from reperfuse.files import atomic_path, read_json, sha256_of, write_json
 from reperfuse.networks.arrival import ArrivalNetwork, TmaxMatched
 from reperfuse.networks.blocks import one_of
+from reperfuse.networks.cnn import Cnn8
+from reperfuse.networks.dynunet import DynUNet
+from reperfuse.networks.resnet import ResNet20
 from reperfuse.networks.tmax import tmax_1layer, tmax_2layer, tmax_deep, tmax_unet
-from reperfuse.networks.unet import UNet3d
+from reperfuse.networks.unet import UNet, resunet2d, unet2d, unet2plus1d
 
 NETWORKS: dict[str, Callable[..., nn.Module]] = {
-    "unet3d": UNet3d,
+    "unet3d": UNet,
+    "unet2plus1d": unet2plus1d,
+    "cnn8": Cnn8,
+    "resnet20": ResNet20,
+    "unet2d": unet2d,
+    "resunet2d": resunet2d,
+    "dynunet": DynUNet,
     "tmax_1layer": tmax_1layer,
     "tmax_2layer": tmax_2layer,
     "tmax_unet": tmax_unet,
@@ -31,7 +40,7 @@ POSTERIORS: dict[str, Callable[..., nn.Module]] = {"arrival": ArrivalNetwork}
 """Name to constructor of networks with another contract: features (n, F) in, quantiles out. No stage trains them."""
 
 NETWORK_INPUTS: dict[str, tuple[str, ...]] = {
-    "unet3d": (),
+    **dict.fromkeys(("unet3d", "unet2plus1d", "cnn8", "resnet20", "unet2d", "resunet2d", "dynunet"), ()),
     "tmax_1layer": ("signal",),
     "tmax_2layer": ("signal",),
     "tmax_unet": ("signal",),

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from reperfuse.errors import InputError
-from reperfuse.networks.unet import UNet3d
+from reperfuse.networks.unet import UNet
 
 TYPICAL_TMAX_S = 3.0
 """Where the last bias starts [s]: about the mean Tmax of a brain. From 0, a short training goes into finding it."""
@@ -144,8 +144,8 @@ def tmax_unet(
     dropout: float = 0.0,
     normalisation: str = "none",
     output_bias: float = TYPICAL_TMAX_S,
-) -> UNet3d:
-    r"""Tmax [s] per voxel from the paper's modified U-Net: `UNet3d` with a bottom that pools no further.
+) -> UNet:
+    r"""Tmax [s] per voxel from the paper's modified U-Net: `UNet` with a bottom that pools no further.
 
     Pairs of 3³ convolutions of 32, 64, 128 and 256 channels with 2³ max-pooling after the first three; two 1³
     convolutions of 512 at the resolution of the 256, as 24 slices can be halved three times only; these concatenated
@@ -161,7 +161,7 @@ def tmax_unet(
     bottom
         Channels of the two 1³ convolutions.
     dropout
-        Share of feature maps left out in training (see `UNet3d`); the paper had none and asked for it.
+        Share of feature maps left out in training (see `UNet`); the paper had none and asked for it.
     normalisation
         Name in `blocks.NORMALISATIONS`; the paper had none and asked for "batch".
     output_bias
@@ -210,7 +210,7 @@ def tmax_unet(
     >>> tmax_unet(widths=(4, 8), bottom=16)(torch.zeros(1, 60, 9, 10, 5)).shape
     torch.Size([1, 1, 9, 10, 5])
     """
-    network = UNet3d(
+    network = UNet(
         in_channels,
         widths,
         normalisation=normalisation,

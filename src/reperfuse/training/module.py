@@ -23,6 +23,10 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
 """Name to the factor on the learning rate when the share `done` of all steps is done; 0.9 is nnU-Net's exponent."""
 
 
+HEAD_SHARE = 0.5
+"""What the answer of a level counts beside that of the level above it, as in nnU-Net."""
+
+
 class TrainingDiverged(InputError):
     """The loss stopped being a number; a search takes it as a trial that failed and goes on."""
 
@@ -63,14 +67,17 @@ class TrainingModule(lightning.LightningModule):
         return self.network(image)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        """The loss of one batch.
+        """The loss of one batch; over all `heads` of a network that has some, each coarser one for half as much.
 
         Raises
         ------
         TrainingDiverged
             If it is not finite.
         """
-        loss = self.loss(self(batch["image"]), batch["target"], batch["mask"])
+        answers = self.network.heads(batch["image"]) if hasattr(self.network, "heads") else [self(batch["image"])]
+        shares = [HEAD_SHARE**level for level in range(len(answers))]
+        losses = [self.loss(answer, batch["target"], batch["mask"]) for answer in answers]
+        loss = sum(share * one for share, one in zip(shares, losses, strict=True)) / sum(shares)
         if not torch.isfinite(loss):
             raise TrainingDiverged(
                 f"Training diverged in epoch {self.current_epoch + 1} (loss {loss.item()}): lower learning_rate, "
