@@ -15,7 +15,8 @@ import torch
 from reperfuse.errors import InputError
 from reperfuse.networks import build_network
 from reperfuse.training.fit import FitSettings, fit
-from reperfuse.training.module import TrainingDiverged
+from reperfuse.training.losses import LOSSES
+from reperfuse.training.module import TrainingDiverged, TrainingModule
 from reperfuse.training.samples import Subject
 from reperfuse.training.tune import tune
 
@@ -294,3 +295,15 @@ def test_tune_and_train_on_the_gpu(cohort, tmp_path):
     result = fit(small_network(), cohort, cohort, settings=chosen, state_dir=tmp_path / "train", score=dice)
     assert np.mean([scores["dice"] for scores in result.scores.values()]) > 0.6
     assert next(result.network.parameters()).device.type == "cpu" and torch.cuda.max_memory_allocated() > 0
+
+
+def test_the_loss_of_a_network_with_heads_halves_from_level_to_level():
+    torch.manual_seed(0)
+    network = build_network("dynunet", widths=(2, 4, 6, 8)).eval()
+    module = TrainingModule(network, loss="dice_bce", learning_rate=1e-3, total_steps=1)
+    module.log = lambda *_, **__: None
+    target = (torch.rand(2, 1, 16, 16, 16) > 0.9).float()
+    batch = {"image": torch.rand(2, 1, 16, 16, 16), "target": target, "mask": torch.ones_like(target, dtype=torch.bool)}
+    losses = [float(LOSSES["dice_bce"](head, batch["target"], batch["mask"])) for head in network.heads(batch["image"])]
+    expected = (4 * losses[0] + 2 * losses[1] + losses[2]) / 7
+    assert len(set(losses)) == 3 and float(module.training_step(batch, 0)) == pytest.approx(expected, rel=1e-5)

@@ -102,7 +102,7 @@ class DynUNet(nn.Module):
         self.supervision = nn.ModuleList(head.conv.conv for head in built.deep_supervision_heads)
         nn.init.constant_(self.last.bias, output_bias)
         for head in self.supervision:
-            nn.init.constant_(head.bias, output_bias)
+            nn.init.constant_(head.get_parameter("bias"), output_bias)
 
     def _features(self, image: Tensor) -> list[Tensor]:
         """What the way up gives at each level, the full resolution first."""

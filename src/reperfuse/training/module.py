@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from reperfuse.errors import InputError
+from reperfuse.networks.dynunet import DynUNet
 from reperfuse.training.losses import LOSSES
 
 OPTIMISERS: dict[str, Callable[..., torch.optim.Optimizer]] = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
@@ -74,10 +75,11 @@ class TrainingModule(lightning.LightningModule):
         TrainingDiverged
             If it is not finite.
         """
-        answers = self.network.heads(batch["image"]) if hasattr(self.network, "heads") else [self(batch["image"])]
-        shares = [HEAD_SHARE**level for level in range(len(answers))]
-        losses = [self.loss(answer, batch["target"], batch["mask"]) for answer in answers]
-        loss = sum(share * one for share, one in zip(shares, losses, strict=True)) / sum(shares)
+        network: nn.Module = self.network
+        answers = network.heads(batch["image"]) if isinstance(network, DynUNet) else [network(batch["image"])]
+        losses = torch.stack([self.loss(answer, batch["target"], batch["mask"]) for answer in answers])
+        shares = losses.new_tensor([HEAD_SHARE**level for level in range(len(answers))])
+        loss = (losses * shares).sum() / shares.sum()
         if not torch.isfinite(loss):
             raise TrainingDiverged(
                 f"Training diverged in epoch {self.current_epoch + 1} (loss {loss.item()}): lower learning_rate, "
