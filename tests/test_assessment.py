@@ -33,7 +33,7 @@ def error_study(arm: str = "perfusion", failing: str | None = None) -> Assessmen
         methods={"model": lambda image: image.data, "baseline_osvd": deconvolved},
         load=load,
         on_truth_grid=lambda prediction, case: prediction,
-        score=lambda prediction, case: {"mae_s": float(prediction.mean())},
+        score=lambda method, prediction, case: {"mae_s": float(prediction.mean())},
         bootstrap={"samples": 100, "level": 0.95, "seed": 0},
     )
 

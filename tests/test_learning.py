@@ -238,9 +238,9 @@ def test_the_rival_of_a_choice_is_its_best_complete_trial_else_its_best_pruned_o
         *[("c", "pruned", 5.0), ("c", "pruned", 4.0), ("c", "failed", None)],
         ("d", "failed", None),
     )
-    found = rivals_of(summary, asked, "minimize")
+    found = rivals_of(summary, asked, OBJECTIVE)
     assert {name: rival["trial"] for name, rival in found.items()} == {"b": 3, "c": 6}
-    assert rivals_of(summary, params().tune, "minimize") == {}
+    assert rivals_of(summary, params().tune, OBJECTIVE) == {}
 
 
 def test_a_choice_that_is_a_list_or_nothing_gets_a_folder_too() -> None:

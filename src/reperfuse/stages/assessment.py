@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +46,8 @@ class Assessment:
     load: Callable[[str], Case]
     on_truth_grid: Callable[[np.ndarray, Case], np.ndarray]
     """A prediction brought to the grid of the truth, before any threshold."""
-    score: Callable[[np.ndarray, Case], dict[str, float | None]]
-    """Scores of a prediction on the truth's grid."""
+    score: Callable[[str, np.ndarray, Case], dict[str, float | None]]
+    """Scores of a method's prediction on the truth's grid."""
     bootstrap: Mapping[str, Any]
     """`samples`, `level` and `seed` of the intervals."""
 
@@ -97,7 +98,7 @@ def evaluate_arm(asked: Assessment) -> pd.DataFrame:
                 # Two decimals are finer than any use of these files, and compress in half the time.
                 Volume(prediction.astype(np.float32).round(2), case.truth.affine),
             )
-            rows.append({"participant_id": participant, "method": method} | asked.score(prediction, case))
+            rows.append({"participant_id": participant, "method": method} | asked.score(method, prediction, case))
     scores = pd.DataFrame(rows)
     metrics = [name for name in scores.columns if name not in ("participant_id", "method")]
     scores[metrics] = scores[metrics].astype(float)
@@ -159,8 +160,8 @@ def resolution_arm(
             case,
             levels=here[0],
             degrade=lambda subject, level, facet: degrade(subject.image, level, facet),
-            predict=asked.methods,
-            score=lambda prediction, subject: asked.score(asked.on_truth_grid(prediction, subject), subject),
+            predict={method: partial(_named, method, predict) for method, predict in asked.methods.items()},
+            score=lambda named, subject: asked.score(named[0], asked.on_truth_grid(named[1], subject), subject),
             facets=here[1],
             level_name=level_name,
         )
@@ -185,6 +186,12 @@ def resolution_arm(
             run.log_table(curves, "tables/resolution_curve.csv")
             write_json(folder / "run.json", {"run_id": run.origin, "metrics": scalars})
     return scores
+
+
+def _named(method: str, predict: Predict, image: Volume) -> tuple[str, np.ndarray] | None:
+    """A method's prediction beside its name, which a score may go by."""
+    prediction = predict(image)
+    return None if prediction is None else (method, prediction)
 
 
 def study_scalars(scores: pd.DataFrame, metric: str, *, level_name: str, seed: int) -> dict[str, float]:

@@ -76,8 +76,9 @@ class Objective:
         """`maximize` or `minimize`."""
         return f"{self.mode}imize"
 
-    def settled(self, scores: Sequence[Mapping[str, float]]) -> dict[str, Any]:
-        """What a model is scored and used with, given the scores of the chosen trial's validation subjects."""
+    def settled(self, fold_scores: Sequence[Sequence[Mapping[str, float]]]) -> dict[str, Any]:
+        """What a model is scored and used with, given the scores of its trial's validation subjects, fold by fold."""
+        scores = [of_subject for fold in fold_scores for of_subject in fold]
         return dict(self.about) | dict(self.settle(scores) if self.settle else {})
 
     def of_prediction(self, prediction: np.ndarray, subject: Subject) -> dict[str, float]:

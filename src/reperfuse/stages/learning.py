@@ -86,8 +86,8 @@ def tune_arm(settings: ArmParams, seed: int, objective: Objective, *, join: bool
             "cv_scores": means,
             "trial": summary.best_number,
             "study_run_id": study.origin,
-            "scored_with": objective.settled([scores for fold in summary.best_fold_scores for scores in fold]),
-            "rivals": rivals_of(summary, asked, objective.direction),
+            "scored_with": objective.settled(summary.best_fold_scores),
+            "rivals": rivals_of(summary, asked, objective),
         },
     )
 
@@ -143,8 +143,8 @@ def rival_folders(asked: Tune) -> dict[Any, str]:
     return folders
 
 
-def rivals_of(summary: StudySummary, asked: Tune, direction: str) -> dict[str, dict[str, Any]]:
-    """Folder → trial, overrides and score of the best trial of each choice of `tune.rivals` but the winner's.
+def rivals_of(summary: StudySummary, asked: Tune, objective: Objective) -> dict[str, dict[str, Any]]:
+    """Folder → the best trial of each choice of `tune.rivals` but the winner's: trial, overrides, cv_score, scored_with.
 
     A trial that was pruned counts where no other of its choice was finished; a choice whose trials all failed is left
     out, and said to be.
@@ -161,8 +161,13 @@ def rivals_of(summary: StudySummary, asked: Tune, direction: str) -> dict[str, d
         if not scored:
             print(f"{name}={label} has no trial that succeeded, so no rival is trained for it.", flush=True)
             continue
-        best = best_of(complete or scored, direction)
-        found[folder] = {"trial": best.number, "overrides": best.overrides, "cv_score": best.value}
+        best = best_of(complete or scored, objective.direction)
+        found[folder] = {
+            "trial": best.number,
+            "overrides": best.overrides,
+            "cv_score": best.value,
+            "scored_with": objective.settled(best.fold_scores),
+        }
     return found
 
 
@@ -234,7 +239,7 @@ def _train_rivals(
         ) as run:
             fitted = fit_arm(objective, chosen, seed, train=participants, state=state, run=run)
             run.log_metrics(_time_taken(fitted) | {f"cv/{objective.metric}": rival["cv_score"]})
-            _save(out / name, settings, objective, chosen, fitted, len(participants), best["scored_with"])
+            _save(out / name, settings, objective, chosen, fitted, len(participants), rival["scored_with"])
         states.append(state)
     return states
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -85,6 +86,7 @@ def train(params: Params) -> None:
 
 
 def _objective(params: Params) -> "Objective":
+    from reperfuse.evaluation.metrics import lesion_scores
     from reperfuse.evaluation.operating_point import (
         SMALLEST_ML,
         THRESHOLDS,
@@ -104,9 +106,11 @@ def _objective(params: Params) -> "Objective":
 
     def score(
         probability: np.ndarray, target: np.ndarray, mask: np.ndarray, spacing_mm: Sequence[float]
-    ) -> dict[str, float]:
-        dice = dice_by_point(probability, target > 0, spacing_mm, thresholds=thresholds, smallest_ml=sizes)
-        return {"dice": dice[usual]} | {name: dice[point] for name, point in points.items()}
+    ) -> dict[str, float | None]:
+        truth = target > 0
+        scores = lesion_scores(usual.mask(probability, spacing_mm), truth, spacing_mm, probability=probability)
+        dice = dice_by_point(probability, truth, spacing_mm, thresholds=thresholds, smallest_ml=sizes)
+        return scores | {name: dice[point] for name, point in points.items()}
 
     def settle(scores: Sequence[Mapping[str, float]]) -> dict[str, float]:
         return asdict(best_point([{point: subject[name] for name, point in points.items()} for subject in scores]))
@@ -115,10 +119,10 @@ def _objective(params: Params) -> "Objective":
 
 
 def evaluate(params: Params) -> None:
-    """results/lesion/evaluate: the hold-out on the source grid, the model beside an empty mask and a threshold."""
+    """results/lesion/evaluate: the hold-out on the source grid; the model, its rivals, an empty mask and a threshold."""
     from reperfuse.stages.assessment import evaluate_arm
 
-    evaluate_arm(_assessment(params))
+    evaluate_arm(_assessment(params, rivals=True))
 
 
 def resolution(params: Params, *, model: str | None = None, out: Path | None = None) -> None:
@@ -138,10 +142,18 @@ def resolution(params: Params, *, model: str | None = None, out: Path | None = N
 
 
 def _assessment(
-    params: Params, *, model: str | None = None, baselines: Sequence[str] = ("baseline_empty", "baseline_threshold")
+    params: Params,
+    *,
+    model: str | None = None,
+    baselines: Sequence[str] = ("baseline_empty", "baseline_threshold"),
+    rivals: bool = False,
 ) -> "Assessment":
-    """How the lesion arm is judged: Dice and its sisters on the source grid."""
+    """How the lesion arm is judged: Dice and its sisters on the source grid, each network at its operating point.
+
+    With `rivals` those that were trained beside the pipeline's own model (models/lesion/rivals) are judged too.
+    """
     from reperfuse.evaluation.metrics import lesion_scores
+    from reperfuse.evaluation.operating_point import OperatingPoint
     from reperfuse.evaluation.summary import MODEL
     from reperfuse.imaging.volume import load_volume
     from reperfuse.stages.assessment import Assessment, Case
@@ -155,10 +167,14 @@ def _assessment(
         read_images,
     )
     from reperfuse.stages.processed import description
-    from reperfuse.stages.trained import load_model
+    from reperfuse.stages.trained import TrainedModel, load_model
 
     trained = load_model(ARM, model, LesionPreprocess)
-    point, root = operating_point(trained.scored_with), layout.bids(ARM)
+    root = layout.bids(ARM)
+    networks = {MODEL: trained}
+    for folder in sorted((layout.models(ARM) / "rivals").glob("*/")) if rivals else ():
+        networks[f"rival_{folder.name}"] = load_model(ARM, str(folder), LesionPreprocess)
+    points = {method: operating_point(network.scored_with) for method, network in networks.items()}
 
     def load(participant: str) -> Case:
         there = description(ARM, participant)
@@ -166,21 +182,21 @@ def _assessment(
         grid = on_model_grid(images, trained.preprocess, given_brain(root, there["image"], trained.preprocess))
         return Case(grid, load_volume(root / there["mask"]))
 
-    def predict(image: "Volume") -> np.ndarray:
-        return trained.predict(channels_of(network_input(image, trained.preprocess)[0], trained))
+    def predict(network: TrainedModel[LesionPreprocess], image: "Volume") -> np.ndarray:
+        return network.predict(channels_of(network_input(image, network.preprocess)[0], network))
 
     def on_truth_grid(probability: np.ndarray, case: Case) -> np.ndarray:
         return on_grid_of(case.truth, probability, case.image)
 
-    def score(probability: np.ndarray, case: Case) -> dict[str, float | None]:
+    def score(method: str, probability: np.ndarray, case: Case) -> dict[str, float | None]:
         return lesion_scores(
-            point.mask(probability, case.truth.spacing_mm),
+            points.get(method, OperatingPoint()).mask(probability, case.truth.spacing_mm),
             case.truth.data > 0,
             case.truth.spacing_mm,
             probability=probability,
         )
 
-    methods: dict[str, Predict] = {MODEL: predict}
+    methods: dict[str, Predict] = {method: partial(predict, network) for method, network in networks.items()}
     if "baseline_empty" in baselines:
         methods["baseline_empty"] = lambda image: np.zeros(image.data.shape[:3], np.float32)
     if "baseline_threshold" in baselines:
@@ -209,20 +225,31 @@ def _threshold_baseline(settings: LesionPreprocess) -> "Predict":
 def report(params: Params) -> None:
     """reports/lesion.html."""
     from reperfuse.evaluation.figures import lesion_overlay
+    from reperfuse.evaluation.operating_point import OperatingPoint
+    from reperfuse.evaluation.summary import MODEL
     from reperfuse.files import read_json
     from reperfuse.imaging.volume import load_volume
     from reperfuse.stages.lesion_input import operating_point
     from reperfuse.stages.processed import description
     from reperfuse.stages.reporting import report_arm
 
-    point = operating_point(read_json(layout.models(ARM) / "model.json")["extra"]["scored_with"])
+    def point(method: str) -> OperatingPoint:
+        folder = (
+            layout.models(ARM) if method == MODEL else layout.models(ARM) / "rivals" / method.removeprefix("rival_")
+        )
+        if not folder.is_dir():
+            return OperatingPoint()
+        return operating_point(read_json(folder / "model.json")["extra"]["scored_with"])
 
     def overlay(
         participant: str, predictions: Mapping[str, np.ndarray], title: str, captions: Mapping[str, str]
     ) -> "Figure":
         paths = description(ARM, participant)
         image, truth = load_volume(layout.bids(ARM) / paths["image"]), load_volume(layout.bids(ARM) / paths["mask"])
-        masks = {method: point.mask(probability, truth.spacing_mm) for method, probability in predictions.items()}
+        masks = {
+            method: points.get(method, OperatingPoint()).mask(soft, truth.spacing_mm)
+            for method, soft in predictions.items()
+        }
         return lesion_overlay(
             image.data, truth.data, masks, image.spacing_mm, affine=image.affine, title=title, captions=captions
         )

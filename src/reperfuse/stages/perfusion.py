@@ -256,7 +256,7 @@ def _assessment(
 
         return predict
 
-    def score(tmax: np.ndarray, case: Case) -> dict[str, float | None]:
+    def score(method: str, tmax: np.ndarray, case: Case) -> dict[str, float | None]:
         brain, spacing_mm = examined(case.image).brain, case.truth.spacing_mm
         return tmax_scores(tmax, case.truth.data, brain, spacing_mm, threshold_s=settings.tmax_threshold_s)
 

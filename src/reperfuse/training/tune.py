@@ -80,7 +80,7 @@ class StudySummary:
     """One row per trial: number, state, value, the mean of every other metric, each searched name, fold_<k> means of
     the searched metric, continues, reason, seconds."""
     records: list[Trial]
-    """The same trials with their values as they were given, without scores by fold."""
+    """The same trials with their values as they were given, and the scores of the folds that they did."""
 
 
 def tune(
@@ -334,16 +334,16 @@ def _summary(study: optuna.Study, space: Space, direction: str, state_dir: Path,
         row = {"number": trial.number, "state": trial.state, "value": trial.value}
         row |= frozen.user_attrs.get("others", {}) | trial.overrides | means
         rows.append(row | {"continues": trial.continues, "reason": trial.reason, "seconds": trial.seconds})
-        records.append(trial)
+        folder = state_dir / "trials" / _key(frozen.params, n_folds)
+        kept = [path for fold in range(n_folds) if (path := folder / f"fold-{fold}.json").exists()]
+        records.append(replace(trial, fold_scores=[_kept_scores(path) for path in kept]))
     complete = [trial for trial in records if trial.state == "complete"]
     if not complete:
         reasons = sorted({trial.reason for trial in records if trial.reason})
         raise InputError(f"No trial of the search in {state_dir} succeeded: {' '.join(reasons)}")
     best = best_of(complete, direction)
     assert best.value is not None
-    folder = state_dir / "trials" / _key(study.trials[best.number].params, n_folds)
-    fold_scores = [_kept_scores(folder / f"fold-{fold}.json") for fold in range(n_folds)]
-    return StudySummary(best.overrides, best.value, best.number, fold_scores, pd.DataFrame(rows), records)
+    return StudySummary(best.overrides, best.value, best.number, best.fold_scores, pd.DataFrame(rows), records)
 
 
 def best_of(trials: Sequence[Trial], direction: str) -> Trial:
