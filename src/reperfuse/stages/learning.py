@@ -144,7 +144,7 @@ def rival_folders(asked: Tune) -> dict[Any, str]:
 
 
 def rivals_of(summary: StudySummary, asked: Tune, objective: Objective) -> dict[str, dict[str, Any]]:
-    """Folder → the best trial of each choice of `tune.rivals` but the winner's: trial, overrides, cv_score, scored_with.
+    """Folder → the best trial of each choice of `tune.rivals` but the winner's, as best.json has it.
 
     A trial that was pruned counts where no other of its choice was finished; a choice whose trials all failed is left
     out, and said to be.

@@ -119,7 +119,7 @@ def _objective(params: Params) -> "Objective":
 
 
 def evaluate(params: Params) -> None:
-    """results/lesion/evaluate: the hold-out on the source grid; the model, its rivals, an empty mask and a threshold."""
+    """results/lesion/evaluate: the hold-out on the source grid; model, rivals, an empty mask, a threshold."""
     from reperfuse.stages.assessment import evaluate_arm
 
     evaluate_arm(_assessment(params, rivals=True))
@@ -233,13 +233,12 @@ def report(params: Params) -> None:
     from reperfuse.stages.processed import description
     from reperfuse.stages.reporting import report_arm
 
-    def point(method: str) -> OperatingPoint:
-        folder = (
-            layout.models(ARM) if method == MODEL else layout.models(ARM) / "rivals" / method.removeprefix("rival_")
-        )
-        if not folder.is_dir():
-            return OperatingPoint()
-        return operating_point(read_json(folder / "model.json")["extra"]["scored_with"])
+    rivals = sorted((layout.models(ARM) / "rivals").glob("*/"))
+    folders = {MODEL: layout.models(ARM)} | {f"rival_{folder.name}": folder for folder in rivals}
+    points = {
+        method: operating_point(read_json(folder / "model.json")["extra"]["scored_with"])
+        for method, folder in folders.items()
+    }
 
     def overlay(
         participant: str, predictions: Mapping[str, np.ndarray], title: str, captions: Mapping[str, str]
