@@ -72,6 +72,7 @@ def test_the_sample_that_is_given_stays_as_it_was(name):
     kept = [array.copy() for array in arrays]
     for seed in range(20):
         AUGMENTATIONS[name](arrays, np.random.default_rng(seed))
+        AUGMENTATIONS[name].finish(arrays, np.random.default_rng(seed))
     assert equal(arrays, kept)
 
 
@@ -108,6 +109,19 @@ def test_light_moves_image_target_and_mask_together():
     for seed in range(20):
         image, target, moved = light_augmentation(arrays, np.random.default_rng(seed))
         assert np.array_equal(target[0], moved) and np.array_equal(image[0] > image.mean(), moved)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("name", AUGMENTATIONS)
+def test_arrays_may_be_read_only_and_run_backwards(name, shape):
+    arrays = sample(shape)
+    backwards = tuple(np.flip(np.flip(array).copy()) for array in arrays)
+    for array in backwards:
+        array.flags.writeable = False
+    for seed in range(10):
+        for how in (AUGMENTATIONS[name], AUGMENTATIONS[name].finish):
+            pair = (how(given, np.random.default_rng(seed)) for given in (arrays, backwards))
+            assert all(np.allclose(one, other, atol=1e-5) for one, other in zip(*pair, strict=True))
 
 
 # ---- no strength, no change -----------------------------------------------------------------------------------------

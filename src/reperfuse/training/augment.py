@@ -194,7 +194,9 @@ def strong_augmentation(arrays: Arrays, rng: np.random.Generator) -> Arrays:
     # As channels, thin axes are smoothed and thinned out by nothing that goes along the others.
     front = range(len(thin))
     lying = np.moveaxis(image, thin, front)
-    changed = _changed(lying.reshape(-1, *lying.shape[1 + len(thin) :]), rng).reshape(lying.shape)
+    # PyTorch takes no array that is read-only or runs backwards.
+    packed = np.require(lying.reshape(-1, *lying.shape[1 + len(thin) :]), np.float32, ["C", "W"])
+    changed = _changed(packed, rng).reshape(lying.shape)
     return mirrored((np.moveaxis(changed, front, thin), target, mask), rng, share=STRONG_SHARES["mirror"])
 
 

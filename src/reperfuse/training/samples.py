@@ -30,8 +30,8 @@ from reperfuse.training.sampling import (
 from reperfuse.training.windows import Arrays, turned_window, window
 
 KEPT_VOXELS, KEPT_SUBJECTS = 2048, 2048
-"""Foreground voxels remembered per subject, and subjects they are remembered for: at most 16 MB per process. Of a
-larger lesion a share of patch counted on so many voxels has a standard error of 1 %."""
+"""Foreground voxels remembered per subject, and subjects they are remembered for: at most 16 MB per process. What a
+patch holds of a larger lesion is counted on these alone, with a standard error of 1 % of that lesion."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class Subject:
 
 
 class PatchSamples(Dataset):
-    """Random patches, each fixed by (seed, epoch, index): a resumed training sees what the unbroken one would have.
+    """Patches, slices or whole volumes, each fixed by (seed, epoch, index), so that a resumed training sees the same.
 
     An item is a dict of tensors: image (C, *patch) float32, target (1, *patch) float32 and mask (1, *patch) bool.
     Index counts on from epoch to epoch: items from `n_samples` on belong to the second (see `EpochSampler`).
