@@ -421,6 +421,14 @@ def test_half_precision_images_become_single_before_anything_is_computed_from_th
     assert sample.dtype == torch.float32 and torch.isfinite(sample).all()
 
 
+@pytest.mark.parametrize("augment", ["none", "light"])
+def test_tensors_are_made_of_arrays_of_their_own(grouped, augment, monkeypatch):
+    made, from_numpy = [], torch.from_numpy
+    monkeypatch.setattr(torch, "from_numpy", lambda array: made.append(array) or from_numpy(array))
+    PatchSamples([grouped], n_samples=1, augment=augment)[0]  # a whole volume of single precision: mapped, read-only
+    assert len(made) == 3 and all(array.flags.writeable and array.flags.c_contiguous for array in made)
+
+
 def test_a_network_predicts_from_a_half_precision_image_in_single_precision(grouped):
     seen = []
 
