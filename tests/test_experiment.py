@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reperfuse.errors import InputError
-from reperfuse.params import Params, load_params
+from reperfuse.params import LesionParams, Params, load_params
 from reperfuse.stages.experiment import brought, readable_rows, trials_table
 from reperfuse.stages.presets import Preset, find_preset, merged, preset_params, presets, read_preset, set_param_words
 
@@ -77,9 +77,10 @@ def test_a_preset_searches_only_what_training_takes_and_preprocessing_writes(nam
     arm = getattr(of(name, small), read_preset(find_preset(ROOT, name)).arm)
     choices = {key: spec.get("choices", [spec.get("low")]) for key, spec in arm.tune.space.items()}
     points = [dict(zip(choices, values, strict=True)) for values in itertools.product(*choices.values())]
+    written = arm.preprocess.modalities if isinstance(arm, LesionParams) else arm.preprocess.inputs
     for point in points:
         train = with_overrides(arm.train, point)
-        assert set(train.inputs) <= set(arm.preprocess.inputs)
+        assert set(train.inputs) <= set(written)
         assert train.target is None or train.target in arm.preprocess.targets
     if arm.tune.sampler == "grid":
         assert arm.tune.n_trials >= len(points), "the grid would be cut short"
@@ -118,6 +119,45 @@ def test_the_published_study_is_as_published() -> None:
         "network": {"tmax_1layer", "tmax_2layer", "tmax_unet"},
         "learning_rate": {1e-5, 1e-4, 1e-3},
     }
+
+
+def choices(arm: LesionParams) -> dict[str, set]:
+    return {key: set(spec["choices"]) for key, spec in arm.tune.space.items()}
+
+
+def test_the_published_lesion_studies_are_as_published() -> None:
+    """What the texts state; what they leave open is said in the presets' descriptions."""
+    gap = of("mind_the_gap", small=False).lesion
+    assert (gap.preprocess.spacing_mm, gap.preprocess.normalisation, gap.preprocess.pad_multiple) == (
+        1,
+        "roi_minmax",
+        16,
+    )
+    assert (gap.folds.holdout_count, gap.train.network, gap.train.optimiser) == (154, "unet3d", "adam")
+    assert gap.train.patch_size is None and choices(gap) == {"loss": {"bce", "soft_dice"}}
+    assert gap.resolution.thickness_mm == (1.0, 10.0)
+
+    isles = of("isles22_unet_2plus1d", small=False).lesion
+    assert isles.preprocess.modalities == ("dwi", "adc", "flair") and isles.preprocess.grid_shape == (64, 64, 64)
+    assert (isles.preprocess.normalisation, isles.folds.holdout_fraction, isles.train.epochs) == ("none", 0.2, 20)
+    assert isles.train.network_kwargs["widths"] == [32, 64, 128, 256, 512]
+    assert choices(isles) == {"network": {"unet3d", "unet2plus1d"}, "loss": {"dice_bce", "bce_generalized_dice"}}
+
+    slices = of("atlas_resnet20", small=False).lesion
+    assert sorted(slices.train.patch_size) == [1, 196, 232] and slices.train.sampling.kind == "slices"
+    assert (slices.train.loss, slices.train.optimiser) == ("bce", "adam")
+    assert choices(slices) == {
+        "network": {"cnn8", "resnet20"},
+        "learning_rate": {1e-3, 1e-4},
+        "batch_size": {100, 50},
+    }
+
+    residual = of("residual_unet2d", small=False).lesion
+    assert (
+        residual.folds.holdout_fraction == 0.2 and residual.folds.n_folds == 4
+    )  # a quarter of 80 % validates: 60/20/20
+    assert residual.train.sampling.slice_range == (0.7, 0.9) and residual.train.augment == "published"
+    assert choices(residual) == {"network": {"unet2d", "resunet2d"}}
 
 
 @pytest.mark.parametrize("name", NAMES)
