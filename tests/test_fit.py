@@ -14,9 +14,11 @@ import torch
 
 from reperfuse.errors import InputError
 from reperfuse.networks import build_network
+from reperfuse.training.checks import check_subjects, fault_of
 from reperfuse.training.fit import FitSettings, fit
 from reperfuse.training.module import TrainingDiverged
 from reperfuse.training.samples import Subject
+from reperfuse.training.sampling import Sampling
 from reperfuse.training.tune import tune
 
 SETTINGS = FitSettings(
@@ -194,10 +196,10 @@ def test_sigterm_does_not_look_like_success(cohort, tmp_path):
 
 
 def test_a_loss_that_is_no_number_stops_the_training_with_a_remedy(cohort, tmp_path):
-    image = np.load(cohort[0].folder / "image.npy")
-    np.save(cohort[0].folder / "image.npy", np.full_like(image, np.nan))
+    network = small_network()
+    torch.nn.init.constant_(network.last.bias, torch.inf)
     with pytest.raises(TrainingDiverged, match=r"lower learning_rate, now 0\.01"):
-        fit(small_network(), cohort[:1], settings=SETTINGS, state_dir=tmp_path)
+        fit(network, cohort[:1], settings=SETTINGS, state_dir=tmp_path)
 
 
 def test_nothing_is_said_or_left_that_nobody_asked_for(cohort, tmp_path, capfd, caplog, monkeypatch):
@@ -274,6 +276,164 @@ def test_whole_volumes_of_several_shapes_cannot_share_a_batch(cohort, tmp_path):
     settings = replace(SETTINGS, patch_size=None, batch_size=2)
     with pytest.raises(InputError, match="set patch_size, or batch_size 1"):
         fit(small_network(), [*cohort, *larger], settings=settings, state_dir=tmp_path / "state")
+
+
+@pytest.mark.parametrize("axis", ["i", "j", "k"])
+def test_planes_of_several_shapes_cannot_share_a_batch_but_volumes_of_several_heights_can(cohort, tmp_path, axis):
+    for number, subject in enumerate(cohort):
+        for name in ("image", "target", "mask"):
+            array = np.load(subject.folder / f"{name}.npy")
+            np.save(subject.folder / f"{name}.npy", array[..., : 12 - number])
+    settings = replace(SETTINGS, epochs=1, patch_size=None, batch_size=2, sampling=Sampling("slices", slice_axis=axis))
+    options = {"settings": settings, "state_dir": tmp_path / "state"}
+    if axis == "k":
+        assert fit(small_network(), cohort, **options).epochs == 1
+    else:
+        with pytest.raises(InputError, match="Whole planes of 3 shapes cannot share a batch"):
+            fit(small_network(), cohort, **options)
+
+
+@pytest.mark.parametrize(("axis", "seen"), [("i", (10, 8, 12)), ("j", (12, 8, 10)), ("k", (12, 10, 8))])
+def test_a_network_of_slices_is_asked_as_it_was_trained(tmp_path, axis, seen):
+    shape = (12, 10, 8)
+    folder = tmp_path / "sub"
+    folder.mkdir()
+    image = np.random.default_rng(0).normal(size=(1, *shape)).astype(np.float32)
+    for name, array in {"image": image, "target": (image > 1).astype(np.uint8), "mask": np.ones(shape)}.items():
+        np.save(folder / f"{name}.npy", array)
+    asked = []
+
+    class Witness(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = torch.nn.Parameter(torch.ones(1))
+
+        def forward(self, image):
+            if not self.training:
+                asked.append(tuple(image.shape[2:]))
+            return self.scale * image
+
+    def score(predict, subject):
+        answer = predict(subject.load()[0])
+        rank = np.corrcoef(answer.ravel(), image.ravel())[0, 1]
+        return {"rank": rank, "volume": answer.size}
+
+    sampling = {"kind": "slices", "slice_axis": axis}
+    settings = FitSettings(epochs=1, sampling=sampling, accelerator="cpu", precision="32")  # as a mapping
+    subjects = [Subject("sub", folder)]
+    result = fit(Witness(), subjects, subjects, settings=settings, state_dir=tmp_path / "state", score=score)
+    assert asked == [seen]
+    assert result.scores["sub"]["rank"] > 0.9
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"sampling": Sampling("rejection")},
+        {"sampling": Sampling("slices"), "patch_size": (8, 8, 1)},
+        {"augment": "strong"},
+        {"augment": "published"},
+    ],
+)
+def test_every_sampling_and_augmentation_trains_and_resumes_where_it_was(cohort, tmp_path, settings):
+    chosen = replace(SETTINGS, **settings)
+    whole = fit(small_network(), cohort, settings=chosen, state_dir=tmp_path / "whole")
+
+    def stop(epoch, row):
+        if epoch == 2:
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(small_network(), cohort, settings=chosen, state_dir=tmp_path / "stopped", on_epoch=stop)
+    resumed = fit(small_network(), cohort, settings=chosen, state_dir=tmp_path / "stopped")
+    assert resumed.resumed_from == 2 and same_weights(resumed.network, whole.network)
+
+
+# ---- subjects that would break a training ---------------------------------------------------------------------------
+def spoil(subject, name, change):
+    """Replace an array of a subject by a changed one."""
+    path = subject.folder / f"{name}.npy"
+    np.save(path, change(np.load(path)))
+
+
+def with_value(value):
+    def change(array):
+        array = array.astype(np.float32)
+        array.flat[7] = value
+        return array
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "said"),
+    [
+        ("image", with_value(np.nan), "image holds NaN or infinity"),
+        ("image", with_value(-np.inf), "image holds NaN or infinity"),
+        ("image", lambda image: with_value(np.inf)(image).astype(np.float16), "image holds NaN or infinity"),
+        ("image", lambda image: np.full_like(image, 3), "image is constant"),
+        ("image", lambda image: image.astype("U4"), "image.npy holds <U4 in place of numbers"),
+        ("mask", lambda mask: mask.astype(complex), "mask.npy holds complex128 in place of numbers"),
+        ("mask", lambda mask: mask[1:], "do not belong together"),
+        ("target", lambda target: 2 * target, "target holds other values than 0 and 1"),
+        ("target", lambda target: target - 1.0, "target holds other values than 0 and 1"),
+        ("target", with_value(0.5), "target holds other values than 0 and 1"),
+        ("target", with_value(np.nan), "target holds other values than 0 and 1"),
+        ("target", lambda target: target[:, :0], "do not belong together"),
+    ],
+)
+def test_a_subject_that_would_break_the_training_is_found_before_it(cohort, tmp_path, name, change, said):
+    spoil(cohort[1], name, change)
+    with pytest.raises(
+        InputError, match=rf"1 of 3 subjects cannot be trained on: sub-1 \(.*{said}.*\); run preprocess"
+    ):
+        fit(small_network(), cohort[:1], cohort[1:], settings=SETTINGS, state_dir=tmp_path / "state")
+    assert not any((tmp_path / "state").iterdir())
+
+
+def test_all_bad_subjects_are_in_one_sentence_five_by_name(tmp_path):
+    cohort = make_cohort(tmp_path, n=9, size=6)
+    for number in range(2, 9):
+        spoil(cohort[number], "image", np.zeros_like)
+    (cohort[3].folder / "mask.npy").unlink()
+    with pytest.raises(InputError) as told:
+        check_subjects(cohort, labels=True)
+    named = [f"sub-{number}" for number in range(9) if f" sub-{number} (" in str(told.value)]
+    assert named == [f"sub-{number}" for number in range(2, 7)]
+    assert "7 of 9 subjects" in str(told.value) and " and 2 more; run preprocess again" in str(told.value)
+    assert "mask.npy is missing" in str(told.value) and str(told.value).count(". ") == 0
+
+
+def test_a_mended_subject_is_looked_at_again(cohort):
+    image = np.load(cohort[0].folder / "image.npy")
+    spoil(cohort[0], "image", with_value(np.nan))
+    assert "NaN" in fault_of(cohort[0], labels=True)
+    np.save(cohort[0].folder / "image.npy", image)
+    os.utime(cohort[0].folder / "image.npy", ns=(1, 1))  # another time, whatever the clock's grain
+    assert fault_of(cohort[0], labels=True) is None
+
+
+def test_continuous_targets_may_be_any_number_inside_the_mask(cohort):
+    spoil(cohort[0], "target", with_value(0.5))
+    assert fault_of(cohort[0], labels=False) is None
+    spoil(cohort[1], "target", with_value(np.nan))
+    assert "NaN or infinity inside the mask" in fault_of(cohort[1], labels=False)
+    spoil(cohort[1], "mask", with_value(0))
+    assert fault_of(cohort[1], labels=False) is None
+
+
+def test_only_the_target_that_is_learned_is_looked_at(cohort):
+    spoil(cohort[0], "target", lambda target: np.concatenate([target, 5.0 * target + 1]))
+    (cohort[0].folder / "subject.json").write_text('{"targets": ["lesion", "volume"]}', encoding="utf-8")
+    assert fault_of(replace(cohort[0], target="lesion"), labels=True) is None
+    assert "other values" in fault_of(replace(cohort[0], target="volume"), labels=True)
+
+
+def test_a_subject_smaller_than_the_patch_without_lesion_or_mask_is_no_fault(tmp_path):
+    (small,) = make_cohort(tmp_path / "data", n=1, size=6)
+    spoil(small, "target", np.zeros_like)
+    spoil(small, "mask", np.zeros_like)
+    assert fit(small_network(), [small], settings=SETTINGS, state_dir=tmp_path / "state").epochs == 4
 
 
 @pytest.mark.gpu

@@ -10,16 +10,13 @@ from reperfuse.evaluation.metrics import SSIM_RANGE_S, structural_similarity
 from reperfuse.training import losses as module
 from reperfuse.training.losses import (
     ACTIVATIONS,
-    DICE_WEIGHT,
-    HUBER_DELTA,
     LOSSES,
-    OVERESTIMATION_WEIGHT,
     QUANTILES,
     REGRESSION_LOSSES,
     SEGMENTATION_LOSSES,
-    SSIM_WEIGHT,
     pinball,
 )
+from reperfuse.training.regression_losses import DICE_WEIGHT, HUBER_DELTA, OVERESTIMATION_WEIGHT, SSIM_WEIGHT
 
 SEGMENTATION = list(SEGMENTATION_LOSSES)
 REGRESSION = list(REGRESSION_LOSSES)

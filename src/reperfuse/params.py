@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from reperfuse.errors import InputError
 
@@ -72,6 +72,41 @@ class Tune(Section):
     )
 
 
+class Sampling(Section):
+    """Where training samples lie in their volumes."""
+
+    kind: Literal["patches", "rejection", "slices"] = Field(
+        "patches",
+        description="`patches` lie anywhere or on the target, or are whole volumes where `patch_size` is null; "
+        "`rejection` keeps a random one only if it holds enough of the lesion; `slices` are planes",
+    )
+    lesion_share: float = Field(
+        0.4,
+        gt=0,
+        le=1,
+        description="of a subject's lesion in a patch of `rejection`; without lesion any patch will do",
+    )
+    tries: int = Field(50, ge=1, le=1000, description="patches that `rejection` draws before it takes the best of them")
+    slice_axis: Literal["k"] = Field(
+        "k", description="axis across the slices of `slices`: the one that networks cut a volume along; k is axial"
+    )
+    slice_range: tuple[float, float] = Field(
+        (0.0, 1.0), description="part of that axis from which `slices` come: their centres, as fractions of its extent"
+    )
+    slices: Literal["any", "lesion", "empty"] = Field(
+        "any",
+        description="`lesion` takes slices with lesion only, `empty` those without; a subject with none such in the "
+        "range gives any of it",
+    )
+
+    @field_validator("slice_range")
+    @classmethod
+    def _rises(cls, ends: tuple[float, float]) -> tuple[float, float]:
+        if not 0 <= ends[0] < ends[1] <= 1:
+            raise ValueError("it must rise, from 0 or more to 1 or less")
+        return ends
+
+
 class Train(Section):
     """The final training; `tune` starts from the same values."""
 
@@ -95,8 +130,14 @@ class Train(Section):
     patch_size: tuple[int, int, int] | None = Field(
         description="voxels (i, j, k) of a training patch; null is the whole volume"
     )
-    foreground_fraction: float = Field(ge=0, le=1, description="share of patches centred on a voxel of the target")
-    augment: Literal["none", "light"] = Field(description="`light` flips and slightly changes intensities, on the fly")
+    foreground_fraction: float = Field(
+        ge=0, le=1, description="share of `patches` centred on a voxel of the target; of no account for other sampling"
+    )
+    sampling: Sampling = Sampling()
+    augment: Literal["none", "light", "published", "strong"] = Field(
+        description="on the fly: `light` flips and slightly changes intensities, `published` windows, flips, rotates "
+        "and zooms in the plane as a residual 2D U-Net was trained, `strong` is nnU-Net's set"
+    )
     optimiser: Literal["adam", "adamw"] = Field(description="gradient descent rule")
     schedule: Literal["constant", "cosine", "polynomial"] = Field(description="learning rate over the training")
     learning_rate: float = Field(gt=0, description="initial step size")
@@ -106,6 +147,16 @@ class Train(Section):
         "auto", description="`auto` takes bf16 where the processor computes in it"
     )
     num_workers: int = Field(0, ge=0, le=64, description="processes that load patches; 0 loads in the training process")
+
+    @field_validator("sampling")
+    @classmethod
+    def _goes_with_the_patch_size(cls, sampling: Sampling, info: ValidationInfo) -> Sampling:
+        size = info.data.get("patch_size")
+        if sampling.kind == "rejection" and size is None:
+            raise ValueError("rejection draws patches: set patch_size, such as [64, 64, 64]")
+        if sampling.kind == "slices" and size is not None and size[2] != 1:
+            raise ValueError("slices are one voxel thick: set patch_size to null, or such as [192, 224, 1]")
+        return sampling
 
 
 class Evaluate(Section):
@@ -224,7 +275,7 @@ class LesionTrain(Train):
     batch_size: int = Field(2, ge=1)
     patch_size: tuple[int, int, int] | None = (48, 48, 48)
     foreground_fraction: float = Field(0.7, ge=0, le=1)
-    augment: Literal["none", "light"] = "light"
+    augment: Literal["none", "light", "published", "strong"] = "light"
     optimiser: Literal["adam", "adamw"] = "adamw"
     schedule: Literal["constant", "cosine", "polynomial"] = "cosine"
     learning_rate: float = Field(5e-3, gt=0)
@@ -317,7 +368,7 @@ class PerfusionTrain(Train):
     batch_size: int = Field(4, ge=1)
     patch_size: tuple[int, int, int] | None = (32, 32, 8)
     foreground_fraction: float = Field(0.0, ge=0, le=1)
-    augment: Literal["none", "light"] = "none"
+    augment: Literal["none", "light", "published", "strong"] = "none"
     optimiser: Literal["adam", "adamw"] = "adam"
     schedule: Literal["constant", "cosine", "polynomial"] = "cosine"
     learning_rate: float = Field(1e-3, gt=0)

@@ -9,7 +9,6 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +17,25 @@ import numpy as np
 import torch
 from lightning.pytorch.utilities.warnings import PossibleUserWarning
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+    track,
+)
 from torch import nn
 from torch.utils.data import DataLoader
 
 from reperfuse.errors import InputError
-from reperfuse.training.losses import ACTIVATIONS
+from reperfuse.training.checks import check_shapes, check_subjects
+from reperfuse.training.losses import ACTIVATIONS, SEGMENTATION_LOSSES
 from reperfuse.training.module import TrainingModule
 from reperfuse.training.predict import device_of, precision_of, predict_volume
 from reperfuse.training.samples import EpochSampler, PatchSamples, Subject
+from reperfuse.training.sampling import Sampling
 
 Predict = Callable[[np.ndarray], np.ndarray]
 """From an image (C, I, J, K) to the activated answer (I, J, K)."""
@@ -58,6 +67,8 @@ class FitSettings:
     schedule: str = "constant"
     loss: str = "dice_bce"
     foreground_fraction: float = 0.0
+    sampling: Sampling = field(default_factory=Sampling)
+    """Where samples lie; a mapping of its fields will do."""
     augment: str = "none"
     validate_every: int = 0
     """Epochs between validations; 0 validates at the end only. The last epoch is always validated."""
@@ -67,6 +78,10 @@ class FitSettings:
     precision: str = "auto"
     seed: int = 0
     num_workers: int = 0
+
+    def __post_init__(self) -> None:
+        if isinstance(self.sampling, Mapping):
+            object.__setattr__(self, "sampling", Sampling(**self.sampling))
 
 
 @dataclass(frozen=True)
@@ -122,7 +137,8 @@ def fit(
     Raises
     ------
     InputError
-        If a setting is not known, there is no subject, or whole volumes of several shapes are to share a batch.
+        If a setting is not known, there is no subject, a subject would break the training (`check_subjects`), or whole
+        volumes of several shapes are to share a batch.
     TrainingDiverged
         If the loss stops being a number.
     KeyboardInterrupt
@@ -133,13 +149,18 @@ def fit(
     state_dir.mkdir(parents=True, exist_ok=True)
     device = device_of(settings.accelerator)
     precision = precision_of(settings.precision, device)
-    _check_subjects([*train, *validation], settings)
+    people = [*train, *validation]
+    console = Console(stderr=True)
+    shown = track(people, "checking subjects", console=console, transient=True) if console.is_terminal else people
+    check_subjects(shown if progress else people, labels=settings.loss in SEGMENTATION_LOSSES)
+    check_shapes(train, settings.patch_size, settings.batch_size, settings.sampling)
     steps = settings.steps_per_epoch or -(-len(train) // settings.batch_size)
     samples = PatchSamples(
         train,
         n_samples=steps * settings.batch_size,
         patch_size=settings.patch_size,
         foreground_fraction=settings.foreground_fraction,
+        sampling=settings.sampling,
         augment=settings.augment,
         seed=settings.seed,
     )
@@ -160,14 +181,19 @@ def fit(
         schedule=settings.schedule,
         total_steps=steps * settings.epochs,
     )
-    predict = partial(
-        predict_volume,
-        network,
-        patch_size=settings.predict_patch_size,
-        activation=ACTIVATIONS[settings.loss],
-        device=device,
-        precision=precision,
-    )
+    across = settings.sampling.across - 3 if settings.sampling.kind == "slices" else -1
+
+    def predict(image: np.ndarray) -> np.ndarray:
+        # As in training, the axis across the slices is the last that the network sees.
+        answer = predict_volume(
+            network,
+            np.moveaxis(image, across, -1),
+            patch_size=settings.predict_patch_size,
+            activation=ACTIVATIONS[settings.loss],
+            device=device,
+            precision=precision,
+        )
+        return np.moveaxis(answer, -1, across)
 
     def validate() -> dict[str, dict[str, float]]:
         if score is None:
@@ -317,15 +343,6 @@ class TrainingBar(lightning.Callback):
             self.bar.stop()
 
     on_train_end = on_exception = _stop  # type: ignore[assignment]
-
-
-def _check_subjects(subjects: Sequence[Subject], settings: FitSettings) -> None:
-    """Open every subject's headers, so that a missing file is found before the first epoch."""
-    shapes = {subject.load()[0].shape for subject in subjects}
-    if settings.patch_size is None and settings.batch_size > 1 and len(shapes) > 1:
-        raise InputError(
-            f"Whole volumes of {len(shapes)} shapes cannot share a batch: set patch_size, or batch_size 1."
-        )
 
 
 def undefined_as_nan(metrics: Mapping[str, float | None]) -> dict[str, float]:
