@@ -145,11 +145,11 @@ def subject_warp(anatomy: Anatomy, rng: np.random.Generator, warp_mm: float) -> 
 
 
 def warped(array: np.ndarray, where: np.ndarray) -> np.ndarray:
-    """`array` (I, J, K) read at the voxels `where` (3, I, J, K), trilinear, 0 beyond its edges; float32."""
-    return ndimage.map_coordinates(array, where, output=np.float32, order=1, prefilter=False)
+    """`array` (I, J, K) read at the voxels `where` (3, I, J, K), trilinear, its edge beyond it; float32."""
+    return ndimage.map_coordinates(array, where, output=np.float32, order=1, mode="nearest", prefilter=False)
 
 
 def warped_anatomy(anatomy: Anatomy, where: np.ndarray) -> Anatomy:
     """The anatomy as another subject's: T1w and brain moved together."""
-    brain = ndimage.map_coordinates(anatomy.brain, where, order=0, prefilter=False)
+    brain = ndimage.map_coordinates(anatomy.brain, where, order=0, mode="nearest", prefilter=False)
     return replace(anatomy, t1w=warped(anatomy.t1w, where), brain=brain)

@@ -5,7 +5,6 @@ acute ones (SOOP) and 80 chronic ones (LESYMAP, left hemisphere). "Kept" are the
 be measured; smaller lesions are drawn like the smallest of these.
 """
 
-from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -16,7 +15,7 @@ from scipy.spatial.transform import Rotation
 from reperfuse.imaging.volume import Volume
 from reperfuse.phantoms.anatomy import Anatomy
 from reperfuse.phantoms.fields import smooth_field
-from reperfuse.phantoms.patient import Lesion, Truth, stroke_patient
+from reperfuse.phantoms.patient import Lesion, LesionPhantom, Truth, stroke_patient
 
 VOLUME_ML = (
     (0.0, 0.01, 0.05, 0.25, 0.50, 0.75, 0.95, 1.0),
@@ -56,21 +55,6 @@ SPECK_ML = 0.03
 """Volume [mL] below which a further component is a speck of the tracing (27 mm³), and is given to the largest."""
 
 
-@dataclass(frozen=True)
-class LesionPhantom:
-    """A T1w with a lesion, its mask, and what was drawn."""
-
-    t1w: Volume
-    """Shape (197, 233, 189) at 1 mm, uint16, skull-stripped: 0 outside the brain."""
-    mask: Volume
-    """Same grid, uint8, 0 or 1."""
-    truth: Truth
-    """volume_ml, centre_mm (MNI, of the largest component as placed; empty without one), hemisphere (left, right,
-    none), n_components (as placed); of the look gliosis, cavity_share, border_mm; of the head warp_mm, warp_lipschitz,
-    ventricles_left and _right, age, atrophy, wmh_ml, n_spaces, n_lacunes, cavities_ml, confounder_ml (hyperintensities
-    and small cavities outside the mask); of the scanner contrast, blur_mm, bias, snr, centre; seed."""
-
-
 @lru_cache(maxsize=2)
 def _template(grid_mm: float) -> tuple[Anatomy, np.ndarray, tuple[int, ...], tuple[slice, ...]]:
     """The template within the box that holds the brain, affine of the whole grid, its shape, the box."""
@@ -107,9 +91,10 @@ def _roughness(volume_ml: float) -> float:
     """Amplitude of the border's noise, relative to the radius, that gives the sphericity measured at this volume.
 
     Interpolated from a table: for six volumes, five single-component phantoms at each of the amplitudes 0.02, 0.1,
-    0.2, 0.3 and 0.4, and the amplitude at which their median sphericity meets `SPHERICITY`.
+    0.2, 0.3 and 0.4, and the amplitude at which their median sphericity meets `SPHERICITY`. The two largest were
+    lowered for the sulci, which roughen a large lesion too (seven phantoms each then have 0.66 and 0.56).
     """
-    return float(np.interp(np.log(volume_ml), np.log(SPHERICITY[0]), (0.18, 0.31, 0.40, 0.46, 0.43, 0.33)))
+    return float(np.interp(np.log(volume_ml), np.log(SPHERICITY[0]), (0.18, 0.31, 0.40, 0.46, 0.38, 0.20)))
 
 
 def _place(volume_ml: float, rng: np.random.Generator) -> np.ndarray:
@@ -209,7 +194,7 @@ def _lesion(subject: Anatomy, volume_ml: float, rng: np.random.Generator) -> Les
     if volume_ml == 0:
         none: Truth = {"centre_mm": [], "hemisphere": "none", "n_components": 0}
         return Lesion(mask.reshape(t1w.shape), depth.reshape(t1w.shape), none)
-    tissue = np.flatnonzero(subject.brain & (t1w > 0.48))  # not in ventricles and wide sulci
+    tissue = np.flatnonzero(subject.brain & (t1w > 0.40))  # not in ventricles and the widest sulci
     index = np.stack(np.unravel_index(tissue, t1w.shape), axis=1)
     world = np.stack([subject.axes_mm[a][index[:, a]] for a in range(3)], axis=1).astype(np.float32)
     voxel_ml = grid_mm**3 / 1000

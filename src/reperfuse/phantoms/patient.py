@@ -5,11 +5,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from reperfuse.imaging.volume import Volume
 from reperfuse.phantoms.anatomy import Anatomy, subject_warp, warped_anatomy
 from reperfuse.phantoms.appearance import scanner, seen, with_lesion
 from reperfuse.phantoms.confounders import with_confounders
 
-Truth = dict[str, float | int | str | list[float]]
+Truth = dict[str, float | int | str | bool | list[float]]
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,21 @@ class Lesion:
     depth: np.ndarray
     """Same shape: 0 in the middle of the lesion, 1 at its border."""
     facts: Truth
+
+
+@dataclass(frozen=True)
+class LesionPhantom:
+    """A T1w with a lesion, its mask, and what was drawn."""
+
+    t1w: Volume
+    """uint16. A phantom is skull-stripped, 0 outside the brain, and (197, 233, 189) at 1 mm."""
+    mask: Volume
+    """Same grid, uint8, 0 or 1."""
+    truth: Truth
+    """volume_ml, centre_mm (MNI, of the largest component as placed; empty without one), hemisphere (left, right,
+    none), n_components (as placed); of the look gliosis, cavity_share, border_mm; of the head warp_mm, warp_lipschitz,
+    ventricles_left and _right, age, atrophy, wmh_ml, n_spaces, n_lacunes, cavities_ml, confounder_ml (hyperintensities
+    and small cavities outside the mask); of the scanner contrast, blur_mm, bias, snr, centre; seed."""
 
 
 PutLesion = Callable[[Anatomy, np.ndarray, np.random.Generator], Lesion]
