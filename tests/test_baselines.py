@@ -1,5 +1,7 @@
 """Predictors that every model must beat: laws of the threshold and of the distance from a template."""
 
+import weakref
+
 import numpy as np
 import pytest
 
@@ -111,16 +113,16 @@ def test_a_cohort_without_a_lesion_is_refused_by_both():
 
 
 def test_subjects_are_read_one_at_a_time():
-    alive = []
+    images, most = [], []
 
     def subjects():
-        for subject in cohort(5):
-            alive.append(1)
-            yield subject
-            alive.pop()
-            assert not alive
+        for image, truth, mask in cohort(6):
+            images.append(weakref.ref(image))
+            most.append(sum(reference() is not None for reference in images))
+            yield image, truth, mask
 
     assert template_distance(subjects, widths=WIDTHS[:1]).dice > 0.5
+    assert max(most) <= 2  # the one before is let go when the next one is there
 
 
 def test_the_best_threshold_is_that_of_a_search_by_hand():

@@ -75,7 +75,7 @@ def test_ventricles_of_a_cohort_differ_in_width_and_between_the_sides(anatomy):
 
 
 def test_confounders_only_darken_the_brain_and_are_where_the_mask_says(anatomy):
-    plain = replace(anatomy, t1w=np.where(anatomy.brain, np.float32(WHITE), 0.0).astype(np.float32))
+    plain = replace(anatomy, t1w=np.where(anatomy.brain, WHITE, 0.45).astype(np.float32))
     kinds = set()
     for seed in range(6):
         aged, mask, facts = with_confounders(plain, np.random.default_rng(seed))
@@ -120,6 +120,15 @@ def test_a_lesion_never_brightens_its_cavity_is_csf_and_a_rim_of_gliosis_stays()
         assert facts["cavity_share"] <= 0.85
 
 
+def test_some_large_lesions_have_no_cavity_and_most_have_one():
+    mask, depth = ball(12)
+    tissue = np.full(mask.shape, WHITE, np.float32)
+    drawn = [
+        with_lesion(tissue, mask, depth, 1.0, np.random.default_rng(seed))[1]["cavity_share"] for seed in range(60)
+    ]
+    assert 0.15 < np.mean(np.array(drawn) == 0) < 0.5
+
+
 def test_a_lesion_in_csf_leaves_the_csf():
     mask, depth = ball(8)
     water = np.full(mask.shape, CSF, np.float32)
@@ -142,7 +151,7 @@ def test_scanners_keep_the_order_of_tissues_and_differ_in_their_contrast():
 
 
 def test_an_image_shows_tissues_at_the_contrast_of_its_scanner():
-    by = replace(scanner(2), blur_mm=(0.0, 0.0, 0.0), bias=0.0, snr=1e4)
+    by = replace(scanner(2), contrast=(0.1, 0.4, 0.9), blur_mm=(0.0, 0.0, 0.0), bias=0.0, snr=1e4)
     t1w = np.repeat([CSF, GREY, WHITE], 1000).reshape(3, 10, 100).astype(np.float32)
     image = seen(t1w, None, 1.0, by, np.random.default_rng(0)).reshape(3, -1).mean(1)
     np.testing.assert_allclose(image / image[2], np.array(by.contrast) / by.contrast[2], rtol=0.12)
@@ -150,5 +159,6 @@ def test_an_image_shows_tissues_at_the_contrast_of_its_scanner():
 
 def test_outside_what_is_visible_an_image_is_zero_and_inside_never():
     visible = np.random.default_rng(0).random((10, 10, 10)) > 0.5
-    image = seen(np.zeros((10, 10, 10), np.float32), visible, 1.0, scanner(0), np.random.default_rng(0))
+    by = replace(scanner(0), snr=1e9)
+    image = seen(np.zeros((10, 10, 10), np.float32), visible, 1.0, by, np.random.default_rng(0))
     assert np.array_equal(image > 0, visible) and image.dtype == np.uint16

@@ -14,7 +14,7 @@ CENTRE_SALT = 1152
 WITHOUT_CAVITY = 0.3
 """Share of lesions that are gliotic throughout; our choice."""
 
-GLIOSIS = (0.2, 0.9)
+GLIOSIS = (0.25, 1.0)
 """Range of the intensity of gliosis, 0 CSF and 1 grey matter [-]; our choice."""
 
 
@@ -49,7 +49,7 @@ def scanner(centre: int) -> Scanner:
     return Scanner(
         contrast=(float(csf), float(grey), float(white)),
         blur_mm=(float(blur[0]), float(blur[1]), float(blur[2])),
-        bias=float(rng.uniform(0.06, 0.2)),
+        bias=float(rng.uniform(0.08, 0.25)),
         snr=float(rng.uniform(15.0, 40.0)),
         scale=float(rng.uniform(300.0, 1500.0)),
     )
@@ -107,7 +107,7 @@ def with_lesion(
     largest = 0.5 if volume_ml < 1 else 0.85
     share = np.clip(rng.normal(0.15 + 0.24 * np.log10(1 + volume_ml), 0.2), 0.0, largest)
     share = float(share * (rng.random() > WITHOUT_CAVITY))
-    gliosis, uneven = rng.uniform(*GLIOSIS), rng.uniform(0.03, 0.10)
+    gliosis, uneven = rng.uniform(*GLIOSIS), rng.uniform(0.04, 0.12)
     radius_mm = (3 * volume_ml * 1000 / (4 * np.pi)) ** (1 / 3)
     border_mm = float(min(rng.uniform(0.5, 2.0), 0.3 * radius_mm))
     facts = {"gliosis": float(gliosis), "cavity_share": share, "border_mm": border_mm}

@@ -68,7 +68,7 @@ def real_anatomy(t1w: Volume) -> Anatomy:
 
 
 def semi_real_patient(
-    anatomy: Anatomy, mask: np.ndarray, seed: int, *, centre: int = 0, warp_mm: float = 4.0
+    anatomy: Anatomy, mask: np.ndarray, seed: int, *, centre: int = 0, warp_mm: float = 6.0
 ) -> LesionPhantom:
     """T1w and mask of one subject: the anatomy with the lesion of a real patient.
 
@@ -79,6 +79,8 @@ def semi_real_patient(
     ----------
     mask
         Shape of the anatomy, bool; empty for a subject without a lesion.
+    warp_mm
+        As of the phantom, but larger by default: with one anatomy, all that makes heads differ.
 
     Examples
     --------

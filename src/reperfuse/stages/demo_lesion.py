@@ -1,6 +1,7 @@
 """The lesion arm of the demo data: an ATLAS R2.0 tree of lesion phantoms, or of real lesions in a real T1w."""
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -81,10 +82,13 @@ def real_lesion_plan(
     rng = np.random.default_rng([seed, 4])
     dealt = list(_dealt(count, centres, rng))
     wanted = sum(share is not None for _, _, share in dealt)
-    volumes = []
-    for path in track(paths, description="volumes of real lesions"):
+
+    def volume(path: Path) -> float:
         mask = load_volume(path)
-        volumes.append(float(np.count_nonzero(mask.data > 0.5) * np.prod(mask.spacing_mm)))
+        return float(np.count_nonzero(mask.data > 0.5) * np.prod(mask.spacing_mm))
+
+    with ThreadPoolExecutor(4) as pool:  # most of it is decompression, which threads share
+        volumes = list(track(pool.map(volume, paths), total=len(paths), description="volumes of real lesions"))
     order = [paths[i] for i in np.argsort(volumes, kind="stable") if volumes[i] > 0]
     if len(order) < wanted:
         raise InputError(f"{real} holds {len(order)} lesion masks, and {wanted} lesions are asked for: ask for fewer.")
