@@ -3,8 +3,8 @@
 What tells them from a lesion, so that the task can be learned:
 
 - sulci and ventricles are as dark as a cavity, but have no gliotic rim, and lie where every brain has them;
-- white-matter hyperintensities (hypointense on T1w) are no darker than grey matter, have no cavity, cap and line the
-  ventricles, and lie on both sides;
+- white-matter hyperintensities (hypointense on T1w) are about as dark as grey matter, have no cavity, cap and line the
+  ventricles, and lie on both sides alike;
 - perivascular spaces and lacune-like cavities are small (up to 0.12 mL), smooth ellipsoids, dark as CSF to their very
   edge, without a rim, in the basal ganglia and the white matter. A lesion of their size is irregular and gliotic in
   half of its volume at least. Below the voxel size the two cannot be told apart, in the phantom as in a patient.
@@ -83,7 +83,7 @@ def _pale_white_matter(
     x, y, z = anatomy.mesh_mm
     around = np.exp(-0.5 * (((np.abs(x) - 22) / 14) ** 2 + ((y + 12) / 40) ** 2 + ((z - 20) / 14) ** 2))
     field = smooth_field(t1w.shape, (anatomy.grid_mm,) * 3, max(4.0, anatomy.grid_mm), rng)
-    # As in patients, half of what one side has the other has too.
+    # The same field on both sides, as hyperintensities nearly are in patients: the warp and the tissue tell them apart.
     across = np.rint((-anatomy.axes_mm[0] - anatomy.origin_mm[0]) / anatomy.grid_mm).astype(int)
     field = (field + field[np.clip(across, 0, len(across) - 1)]) / np.float32(np.sqrt(2))
     white = 0.5 * (TISSUE_T1["grey"] + TISSUE_T1["white"])
