@@ -40,6 +40,9 @@ from reperfuse.training.samples import Subject
 CENTRES = 8
 """Scanners of a cohort."""
 
+STEPS_PER_EPOCH = 25
+"""After each epoch the state is kept."""
+
 TEST_SHARE = 2 / 7
 """Share of the subjects that are held back: 16 of 56."""
 
@@ -69,11 +72,11 @@ def arrays(subjects: list[Subject]) -> Iterator[tuple[np.ndarray, np.ndarray, np
         yield np.asarray(image[0]), target[0] > 0, mask > 0
 
 
-def trained(subjects: list[Subject], minutes: float, seed: int, state: Path) -> tuple[Predict, str]:
-    """The U-Net of the lesion arm after so many minutes, and what it went through."""
+def trained(subjects: list[Subject], minutes: float, steps: int | None, seed: int, state: Path) -> tuple[Predict, str]:
+    """The U-Net of the lesion arm after so many minutes, or steps, and what it went through."""
     chosen = Params().lesion.train
     settings = {
-        "steps_per_epoch": 25,
+        "steps_per_epoch": STEPS_PER_EPOCH,
         "batch_size": chosen.batch_size,
         "patch_size": tuple(chosen.patch_size or (48, 48, 48)),
         "learning_rate": chosen.learning_rate,
@@ -89,20 +92,19 @@ def trained(subjects: list[Subject], minutes: float, seed: int, state: Path) -> 
         torch.manual_seed(seed)
         return build_network(chosen.network, **chosen.network_kwargs)
 
-    # The schedule needs to know its end: an epoch of its own tells how many fit.
-    fit(network(), subjects, settings=FitSettings(epochs=1, **settings), state_dir=state / "warm", progress=False)
-    probe = fit(network(), subjects, settings=FitSettings(epochs=2, **settings), state_dir=state / "probe")
-    epochs = max(2, round(minutes * 60 / float(np.mean([row["seconds"] for row in probe.history]))))
+    if steps is None:
+        # The schedule needs to know its end: the second epoch of a trial tells how many fit.
+        trial = fit(network(), subjects, settings=FitSettings(epochs=2, **settings), state_dir=state / "trial")
+        steps = round(minutes * 60 / trial.history[-1]["seconds"]) * STEPS_PER_EPOCH
+    epochs = max(1, -(-steps // STEPS_PER_EPOCH))
     done = fit(
         network(),
         subjects,
         settings=FitSettings(epochs=epochs, schedule=chosen.schedule, **settings),
         state_dir=state / "fit",
     )
-    steps = epochs * 25
-    about = (
-        f"{chosen.network} {chosen.network_kwargs}, {steps} steps of {chosen.batch_size}, {done.seconds / 60:.1f} min"
-    )
+    about = f"{chosen.network} {chosen.network_kwargs}, {epochs * STEPS_PER_EPOCH} steps of {chosen.batch_size}"
+    about += f", {done.seconds / 60:.1f} min"
 
     def predict(image: np.ndarray) -> np.ndarray:
         return predict_volume(done.network, image, activation=ACTIVATIONS[chosen.loss])
@@ -133,6 +135,7 @@ def main() -> None:
     parser.add_argument("--real", type=Path, help="folder with lesymap/ and soop_masks/; left out: phantoms")
     parser.add_argument("--subjects", type=int, default=56)
     parser.add_argument("--minutes", type=float, default=10.0, help="of training; 0 scores the two detectors alone")
+    parser.add_argument("--steps", type=int, help="of training in place of minutes, for the same result anywhere")
     parser.add_argument("--spacing", type=float, default=2.0, help="of the model's grid [mm]")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="keeps the cohort there, and finds it there again")
@@ -146,7 +149,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as room:
         started = time.monotonic()
         out = asked.out or Path(room)
-        subjects = make_cohort(out / "cohort", plan, settings)
+        name = f"{'real' if asked.real else 'phantoms'}-{asked.subjects}-seed-{asked.seed}-{asked.spacing:g}mm"
+        subjects = make_cohort(out / name, plan, settings)
         took = {"making the cohort": time.monotonic() - started}
         # Held back by chance, and of those without a lesion the same share.
         rng = np.random.default_rng([asked.seed, 5])
@@ -167,10 +171,16 @@ def main() -> None:
         took["template"] = time.monotonic() - started
         print(f"threshold {'<' if cut.below else '>'} {cut.threshold:g}, training Dice {cut.dice:.3f}")
         print(f"template {far.side} {far.threshold:g}, width {far.width:g} voxels, training Dice {far.dice:.3f}")
-        if asked.minutes > 0:
-            predict, about = trained(train, asked.minutes, asked.seed, Path(room))
+        if asked.steps or asked.minutes > 0:
+            predict, about = trained(train, asked.minutes, asked.steps, asked.seed, Path(room))
             methods["3D U-Net"] = lambda image: predict(image) > 0.5
-            print(about)
+            # What it cannot even fit is too hard; what it fits and does not find elsewhere wants more subjects.
+            fitted = [
+                dice(methods["3D U-Net"](np.asarray(subject.load()[0])), truth)
+                for subject, (_, truth, _) in zip(train, arrays(train), strict=True)
+                if truth.any()
+            ]
+            print(f"{about}, training Dice {np.mean(fitted):.3f}")
 
         scores: dict[str, list[float]] = {name: [] for name in ("threshold", "template distance", *methods)}
         false_ml: dict[str, list[float]] = {name: [] for name in scores}
