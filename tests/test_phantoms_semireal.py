@@ -55,7 +55,7 @@ def test_mask_and_anatomy_move_together(template):
     marked = Anatomy(np.where(shell, np.float32(3.0), np.float32(WHITE)), anatomy.brain, anatomy.origin_mm, 2.0)
     sides, moved = set(), []
     for seed in range(6):
-        patient = semi_real_patient(marked, mask, seed)
+        patient = semi_real_patient(marked, mask, seed, warp_mm=4.0)
         image = patient.t1w.data.astype(float)
         bright = np.argwhere(image > 1.8 * np.median(image)).mean(0)
         lesion = np.argwhere(patient.mask.data).mean(0)
