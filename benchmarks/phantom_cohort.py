@@ -30,7 +30,7 @@ from reperfuse.evaluation.summary import bootstrap_interval, volume_class
 from reperfuse.networks import build_network
 from reperfuse.params import LesionPreprocess, Params
 from reperfuse.stages.demo_lesion import lesion_plan, lesion_subject, real_lesion_plan
-from reperfuse.stages.lesion import model_grid, network_input
+from reperfuse.stages.lesion_input import network_input, on_model_grid
 from reperfuse.stages.processed import write_subject
 from reperfuse.training.fit import FitSettings, Predict, fit
 from reperfuse.training.losses import ACTIVATIONS
@@ -58,7 +58,7 @@ def make_cohort(out: Path, plan: Mapping[str, dict], settings: LesionPreprocess)
         if subjects[-1].folder.exists():
             continue
         made = lesion_subject(**{key: value for key, value in how.items() if key != "cost"})
-        grid = model_grid(made.t1w, settings)
+        grid = on_model_grid({"t1w": made.t1w}, settings)
         image, brain = network_input(grid, settings)
         truth = resample(made.mask, like=grid, mask=True).data
         write_subject(subjects[-1].folder, image, truth, brain, {"affine": grid.affine.tolist(), **made.truth})

@@ -14,7 +14,7 @@ CENTRE_SALT = 1152
 WITHOUT_CAVITY = 0.3
 """Share of lesions that are gliotic throughout; our choice."""
 
-GLIOSIS = (0.25, 1.0)
+GLIOSIS = (0.1, 0.7)
 """Range of the intensity of gliosis, 0 CSF and 1 grey matter [-]; our choice."""
 
 
