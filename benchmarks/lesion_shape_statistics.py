@@ -27,7 +27,7 @@ from sklearn.mixture import GaussianMixture
 from reperfuse.phantoms.lesions import lesion_phantom
 
 SMALLEST_ML = 0.3
-"""Lesions below this are not drawn by the phantom [mL]."""
+"""Shape, parts and place are measured of lesions of at least this [mL]."""
 
 SMALLEST_COMPONENT = 27
 """Voxels (1 mm) a component needs to be counted: below, it is a speck of the tracing."""
@@ -72,7 +72,9 @@ def summary(rows: list[dict[str, float]]) -> dict[str, object]:
     out: dict[str, object] = {
         "n": len(rows),
         "n_kept": int(kept.sum()),
-        "volume_ml_quantiles_5_25_50_75_95": np.percentile(table["volume_ml"], [5, 25, 50, 75, 95]).round(2).tolist(),
+        "volume_ml_quantiles_0_1_5_25_50_75_95_100": np.percentile(table["volume_ml"], [0, 1, 5, 25, 50, 75, 95, 100])
+        .round(3)
+        .tolist(),
         "volume_ml_kept_quantiles_0_5_25_50_75_95_100": np.percentile(
             table["volume_ml"][kept], [0, 5, 25, 50, 75, 95, 100]
         )

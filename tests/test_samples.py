@@ -403,7 +403,7 @@ def test_the_target_asked_for_is_learned_or_else_the_first(grouped, target, valu
 
 @pytest.mark.parametrize(
     ("asked", "parameter"),
-    [({"inputs": ("matched",)}, "perfusion.preprocess.inputs"), ({"target": "mtt"}, "perfusion.preprocess.targets")],
+    [({"inputs": ("matched",)}, "preprocess.inputs"), ({"target": "mtt"}, "perfusion.preprocess.targets")],
 )
 def test_what_was_not_processed_is_refused_with_the_remedy(grouped, asked, parameter):
     with pytest.raises(InputError, match=rf"signal, aif, maps.*{parameter}|tmax, cbv.*{parameter}"):

@@ -46,11 +46,15 @@ def demo_data(
     small: Annotated[
         bool, typer.Option("--small", help="few, tiny subjects in seconds, for trying the plumbing")
     ] = False,
+    real: Annotated[
+        Path | None,
+        typer.Option(help="folder with lesymap/ and soop_masks/: real lesions in a real T1w", show_default=False),
+    ] = None,
 ) -> None:
     """Invented patients: DSC series as DICOM with a vendor's Tmax, and an ATLAS R2.0 tree of T1w with lesion masks."""
     from reperfuse.stages.demo_data import demo_data as write
 
-    write(inbox, arms=ARMS if arm is None else (arm,), subjects=subjects, seed=seed, full_size=not small)
+    write(inbox, arms=ARMS if arm is None else (arm,), subjects=subjects, seed=seed, full_size=not small, real=real)
 
 
 @app.command()

@@ -1,10 +1,10 @@
 """Stroke lesions of real shape statistics on the MNI152 T1w, seen through the scanners of several centres.
 
 The constants were measured with `benchmarks/lesion_shape_statistics.py` on 808 real masks in MNI space at 1 mm: 728
-acute ones (SOOP) and 80 chronic ones (LESYMAP, left hemisphere). "Kept" are the 766 of at least 0.3 mL.
+acute ones (SOOP) and 80 chronic ones (LESYMAP, left hemisphere). "Kept" are the 766 of at least 0.3 mL, whose shape can
+be measured; smaller lesions are drawn like the smallest of these.
 """
 
-from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -13,13 +13,16 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from reperfuse.imaging.volume import Volume
-from reperfuse.phantoms.fields import rician, smooth_field
+from reperfuse.phantoms.anatomy import Anatomy
+from reperfuse.phantoms.fields import smooth_field
+from reperfuse.phantoms.patient import Lesion, LesionPhantom, Truth, stroke_patient
 
-VOLUME_ML = ((0.0, 0.05, 0.25, 0.50, 0.75, 0.95, 1.0), (0.3, 0.54, 3.56, 20.6, 69.9, 216.0, 477.0))
-"""Quantiles of the lesion volume [mL] of the kept masks; log-volume has mean 2.73 and standard deviation 1.85.
-
-Lesions below 0.3 mL (5 % of the masks) are not drawn: at 2 mm they are fewer than 38 voxels, and a demo network can
-only guess at them. Published medians are smaller (ATLAS v2.0: 5 mL), so scores here are not scores there."""
+VOLUME_ML = (
+    (0.0, 0.01, 0.05, 0.25, 0.50, 0.75, 0.95, 1.0),
+    (0.004, 0.069, 0.295, 2.51, 17.9, 66.9, 207.0, 477.0),
+)
+"""Quantiles of the lesion volume [mL] of all 808 masks; log-volume has mean 2.48 and standard deviation 2.11. Published
+medians are smaller (ATLAS v2.0: 5 mL), so scores here are not scores there."""
 
 PLACES = (
     (0.142, (24.6, -4.9, 9.3, 1.3), (5.7, 8.8, 7.1, 1.3)),
@@ -48,60 +51,50 @@ ELONGATION = (1.6, 1.45)
 SPHERICITY = ((0.6, 1.8, 5.5, 18.0, 55.0, 170.0), (0.951, 0.836, 0.735, 0.663, 0.635, 0.594))
 """Median sphericity of the largest component by its volume [mL], six bins; 1 is a ball. See `_roughness`."""
 
-TISSUE_T1 = {"csf": 0.27, "grey": 0.65, "white": 0.87}
-"""Intensity of the template, whose maximum is 1, by its own tissue maps (medians)."""
-
-CENTRE_SALT = 1152
-"""Seed of what belongs to a centre, so that a centre looks the same in every cohort."""
-
-
-@dataclass(frozen=True)
-class LesionPhantom:
-    """A T1w with a lesion, its mask, and what was drawn."""
-
-    t1w: Volume
-    """Shape (197, 233, 189) at 1 mm, uint16, skull-stripped: 0 outside the brain."""
-    mask: Volume
-    """Same grid, uint8, 0 or 1."""
-    truth: dict[str, float | int | str | list[float]]
-    """volume_ml, centre_mm (MNI, of the largest component as placed), hemisphere, n_components (as placed),
-    cavity_share, snr, centre."""
+SPECK_ML = 0.03
+"""Volume [mL] below which a further component is a speck of the tracing (27 mm³), and is given to the largest."""
 
 
 @lru_cache(maxsize=2)
-def _template(grid_mm: float) -> tuple[np.ndarray, np.ndarray, tuple[int, ...], tuple[slice, ...]]:
-    """T1w (0 to 1) within the box that holds the brain, affine of the whole grid, its shape, the box."""
+def _template(grid_mm: float) -> tuple[Anatomy, np.ndarray, tuple[int, ...], tuple[slice, ...]]:
+    """The template within the box that holds the brain, affine of the whole grid, its shape, the box."""
     if grid_mm < 1 or grid_mm != int(grid_mm):
         raise ValueError(f"grid_mm is a whole number of millimetres, at least 1, not {grid_mm}.")
     template = load_mni152_template(resolution=int(grid_mm))
     mask = np.asarray(load_mni152_brain_mask(resolution=int(grid_mm)).dataobj) > 0
     t1w = np.asarray(template.dataobj, dtype=np.float32) * mask
-    # 8 mm around the brain leave room for the warp.
-    margin = int(np.ceil(8 / grid_mm))
+    # 12 mm around the brain leave room for the warp.
+    margin = int(np.ceil(12 / grid_mm))
     box = tuple(
         slice(max(0, s.start - margin), min(n, s.stop + margin))
         for s, n in zip(ndimage.find_objects(mask.astype(np.uint8))[0], mask.shape, strict=True)
     )
-    return t1w[box], np.asarray(template.affine, dtype=np.float64), mask.shape, box
+    affine = np.asarray(template.affine, dtype=np.float64)
+    origin_mm = affine[:3, 3] + np.array([s.start for s in box]) * grid_mm
+    return Anatomy(t1w[box], mask[box], origin_mm, grid_mm), affine, mask.shape, box
 
 
-def volume_quantile(share: float) -> float:
+def volume_quantile(share: float, *, floor_ml: float = 0.0) -> float:
     """Lesion volume [mL] that `share` of the real masks do not reach; linear in log-volume between `VOLUME_ML`.
 
-    >>> volume_quantile(0.0), round(volume_quantile(0.5), 1)
-    (0.3, 20.6)
+    With a floor, of the masks that are at least so large.
+
+    >>> round(volume_quantile(0.0), 3), round(volume_quantile(0.5), 1), round(volume_quantile(0.0, floor_ml=0.3), 2)
+    (0.004, 17.9, 0.3)
     """
-    shares, volumes = VOLUME_ML
-    return float(np.exp(np.interp(share, shares, np.log(volumes))))
+    shares, logs = VOLUME_ML[0], np.log(VOLUME_ML[1])
+    below = float(np.interp(np.log(floor_ml), logs, shares)) if floor_ml > 0 else 0.0
+    return float(np.exp(np.interp(below + share * (1 - below), shares, logs)))
 
 
 def _roughness(volume_ml: float) -> float:
     """Amplitude of the border's noise, relative to the radius, that gives the sphericity measured at this volume.
 
     Interpolated from a table: for six volumes, five single-component phantoms at each of the amplitudes 0.02, 0.1,
-    0.2, 0.3 and 0.4, and the amplitude at which their median sphericity meets `SPHERICITY`.
+    0.2, 0.3 and 0.4, and the amplitude at which their median sphericity meets `SPHERICITY`. The two largest were
+    lowered for the sulci, which roughen a large lesion too (seven phantoms each then have 0.66 and 0.56).
     """
-    return float(np.interp(np.log(volume_ml), np.log(SPHERICITY[0]), (0.18, 0.31, 0.40, 0.46, 0.43, 0.33)))
+    return float(np.interp(np.log(volume_ml), np.log(SPHERICITY[0]), (0.18, 0.31, 0.40, 0.46, 0.38, 0.20)))
 
 
 def _place(volume_ml: float, rng: np.random.Generator) -> np.ndarray:
@@ -142,13 +135,13 @@ def _component(
 
 
 def lesion_phantom(
-    seed: int, *, centre: int = 0, grid_mm: float = 1.0, volume_ml: float | None = None, warp_mm: float = 1.5
+    seed: int, *, centre: int = 0, grid_mm: float = 1.0, volume_ml: float | None = None, warp_mm: float = 4.0
 ) -> LesionPhantom:
-    """T1w of one subject with a chronic stroke lesion, and the lesion's mask.
+    """T1w of one subject with a chronic stroke lesion, or with none, and the lesion's mask.
 
-    The MNI152 template is warped smoothly and invertibly (ventricles of varying width among it). The lesion has an
-    irregular border, a cavity of CSF intensity inside and gliosis around; white-matter hypointensities look alike and
-    are not in the mask. The centre gives contrast, sharpness, intensity scale, noise and the bias field's strength.
+    The MNI152 template, warped and aged (`anatomy`, `confounders`), with a lesion of irregular border (`appearance`),
+    seen through the scanner of a centre. What looks like a lesion and is none, and what tells the two apart, stands in
+    `confounders`.
 
     Parameters
     ----------
@@ -159,9 +152,10 @@ def lesion_phantom(
     grid_mm
         Voxel size [mm], a whole number; 1 gives the grid of ATLAS, (197, 233, 189).
     volume_ml
-        Lesion volume [mL]; by default drawn from `VOLUME_ML`.
+        Lesion volume [mL], 0 for a subject without a lesion; by default drawn from `VOLUME_ML`. The mask has a voxel at
+        least.
     warp_mm
-        Standard deviation of the displacement [mm] along each axis; folds above about 15.
+        Standard deviation of the random displacement [mm] along each axis; where it would fold it is made smaller.
 
     Returns
     -------
@@ -170,7 +164,7 @@ def lesion_phantom(
     Raises
     ------
     ValueError
-        If `grid_mm` is not a whole number.
+        If `grid_mm` is not a whole number, or the volume is negative.
 
     Examples
     --------
@@ -180,93 +174,39 @@ def lesion_phantom(
     >>> bool(abs(phantom.mask.data.sum() * 0.064 - phantom.truth["volume_ml"]) < 1e-6)
     True
     """
-    t1w, affine, shape, box = _template(grid_mm)
-    rng, site = np.random.default_rng([seed, centre]), np.random.default_rng([CENTRE_SALT, centre])
-    spacing = (grid_mm,) * 3
-    origin = affine[:3, 3] + np.array([s.start for s in box]) * grid_mm
-    axes_mm = [origin[a] + np.arange(n) * grid_mm for a, n in enumerate(t1w.shape)]
-    x, y, z = np.meshgrid(*[a.astype(np.float32) for a in axes_mm], indexing="ij", sparse=True)
+    if volume_ml is not None and volume_ml < 0:
+        raise ValueError(f"volume_ml is {volume_ml}, and no lesion has less than nothing: give 0 for none.")
+    anatomy, affine, shape, box = _template(grid_mm)
 
-    # Pull-back warp x + u(x): Lipschitz constant of u well below one, so it is invertible.
-    widen = rng.uniform(0.0, 0.35)
-    bell = widen * np.exp(-((x / 24) ** 2 + ((y + 15) / 34) ** 2 + ((z - 12) / 22) ** 2) / 2)
-    where = np.empty((3, *t1w.shape), np.float32)
-    for a, (axis, middle) in enumerate(((x, 0.0), (y, -15.0), (z, 12.0))):
-        displaced = axis + warp_mm * smooth_field(t1w.shape, spacing, 30.0, rng) - bell * (axis - middle)
-        where[a] = (displaced - origin[a]) / grid_mm
-    t1w = ndimage.map_coordinates(t1w, where, order=1, prefilter=False)
-    del where, bell
-    brain = t1w > 0.12
+    def put_lesion(subject: Anatomy, where: np.ndarray, rng: np.random.Generator) -> Lesion:
+        return _lesion(subject, volume_quantile(rng.random()) if volume_ml is None else float(volume_ml), rng)
 
-    volume_ml = float(volume_ml if volume_ml is not None else volume_quantile(rng.random()))
-    mask, depth, middle_mm, n_components = _lesion(t1w, brain, axes_mm, volume_ml, grid_mm, rng)
-
-    # White-matter hypointensities: around the ventricles, darker than white matter, no lesion.
-    age = rng.uniform(0.0, 1.0)
-    around = np.exp(-(((np.abs(x) - 22) / 14) ** 2 + ((y + 12) / 40) ** 2 + ((z - 20) / 14) ** 2) / 2)
-    patches = smooth_field(t1w.shape, spacing, max(4.0, grid_mm), rng) + 2.0 * around * age
-    t1w = np.where((t1w > 0.75) & (patches > 2.4), t1w * rng.uniform(0.70, 0.85), t1w)
-
-    cavity_share = float(np.clip(rng.normal(0.15 + 0.12 * np.log10(1 + volume_ml) * 2, 0.2), 0.0, 0.85))
-    texture = smooth_field(t1w.shape, spacing, max(3.0, grid_mm), rng)
-    gliosis = t1w * np.clip(rng.uniform(0.58, 0.80) + 0.05 * texture, 0.4, 0.9)
-    # The cavity takes the share of the lesion that is deepest.
-    cut = float(np.quantile(depth[mask], cavity_share)) if cavity_share > 0 else -1.0
-    soft = 0.7 / grid_mm
-    cavity = ndimage.gaussian_filter((mask & (depth <= cut)).astype(np.float32), soft)
-    lesion = ndimage.gaussian_filter(mask.astype(np.float32), soft)
-    t1w = t1w * (1 - lesion) + lesion * gliosis
-    t1w = t1w * (1 - cavity) + cavity * (TISSUE_T1["csf"] + 0.02 * texture)
-
-    gamma, blur_mm = site.uniform(0.8, 1.25), site.uniform(0.0, 0.8)
-    bias_strength, snr, scale = site.uniform(0.05, 0.18), site.uniform(18.0, 40.0), site.uniform(300.0, 1500.0)
-    t1w = np.clip(t1w, 0, None) ** np.float32(gamma)
-    if blur_mm > 0.3 * grid_mm:
-        t1w = ndimage.gaussian_filter(t1w, blur_mm / grid_mm)
-    t1w = t1w * np.exp(bias_strength * smooth_field(t1w.shape, spacing, 60.0, rng))
-    t1w = rician(t1w, TISSUE_T1["white"] ** gamma / snr, rng) * brain
-
+    t1w, mask, truth = stroke_patient(anatomy, put_lesion, seed, centre=centre, warp_mm=warp_mm, stripped=True)
     image, label = np.zeros(shape, np.uint16), np.zeros(shape, np.uint8)
-    image[box] = np.clip(np.rint(t1w * (scale * rng.uniform(0.9, 1.1))), 0, 65535)
-    image[box][brain & (image[box] == 0)] = 1  # 0 stays the mark of what is outside the brain
-    label[box] = mask
-    truth: dict[str, float | int | str | list[float]] = {
-        "volume_ml": float(mask.sum() * grid_mm**3 / 1000),
-        "centre_mm": [round(float(c), 1) for c in middle_mm],
-        "hemisphere": "left" if middle_mm[0] < 0 else "right",
-        "n_components": n_components,
-        "cavity_share": cavity_share,
-        "snr": float(snr),
-        "centre": centre,
-        "seed": seed,
-    }
+    image[box], label[box] = t1w, mask
     return LesionPhantom(Volume(data=image, affine=affine), Volume(data=label, affine=affine), truth)
 
 
-def _lesion(
-    t1w: np.ndarray,
-    brain: np.ndarray,
-    axes_mm: list[np.ndarray],
-    volume_ml: float,
-    grid_mm: float,
-    rng: np.random.Generator,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
-    """Mask and depth (0 inside, 1 at the border) on the box, centre of the largest component [mm], number placed."""
-    tissue = np.flatnonzero(brain & (t1w > 0.48))  # not in ventricles and wide sulci
+def _lesion(subject: Anatomy, volume_ml: float, rng: np.random.Generator) -> Lesion:
+    """A lesion of real shape and place in the tissue of a subject."""
+    t1w, grid_mm = subject.t1w, subject.grid_mm
+    depth, mask = np.ones(t1w.size, np.float32), np.zeros(t1w.size, bool)
+    if volume_ml == 0:
+        none: Truth = {"centre_mm": [], "hemisphere": "none", "n_components": 0}
+        return Lesion(mask.reshape(t1w.shape), depth.reshape(t1w.shape), none)
+    tissue = np.flatnonzero(subject.brain & (t1w > 0.40))  # not in ventricles and the widest sulci
     index = np.stack(np.unravel_index(tissue, t1w.shape), axis=1)
-    world = np.stack([axes_mm[a][index[:, a]] for a in range(3)], axis=1).astype(np.float32)
+    world = np.stack([subject.axes_mm[a][index[:, a]] for a in range(3)], axis=1).astype(np.float32)
     voxel_ml = grid_mm**3 / 1000
     n = int(rng.choice([k for k, _ in COMPONENTS], p=[p for _, p in COMPONENTS]))
     share = float(np.interp(rng.random(), *LARGEST_SHARE)) if n > 1 else 1.0
-    shares = [share, *((1 - share) * rng.dirichlet(np.full(n - 1, 1.5)))] if n > 1 else [1.0]
+    parts = volume_ml * np.sort([share, *((1 - share) * rng.dirichlet(np.full(n - 1, 1.5)))] if n > 1 else [1.0])[::-1]
+    specks = parts < SPECK_ML
+    specks[0] = False
+    parts[0] += parts[specks].sum()
     first = _place(volume_ml, rng)
-    depth = np.ones(t1w.size, np.float32)
-    mask = np.zeros(t1w.size, bool)
     placed, middle, reach = 0, first, 0.0
-    for part in sorted(shares, reverse=True):
-        part_ml = part * volume_ml
-        if placed and part_ml < 0.03:
-            continue  # a speck
+    for part_ml in parts[~specks]:
         radius = (3 * part_ml * 1000 / (4 * np.pi)) ** (1 / 3)
         aim = first
         if placed:  # satellites lie in the neighbourhood: beyond the main lesion's border, up to 3 cm
@@ -282,4 +222,9 @@ def _lesion(
         if not placed:
             middle, reach = centre, radius
         placed += 1
-    return mask.reshape(t1w.shape), depth.reshape(t1w.shape), middle, placed
+    facts: Truth = {
+        "centre_mm": [round(float(c), 1) for c in middle],
+        "hemisphere": "left" if middle[0] < 0 else "right",
+        "n_components": placed,
+    }
+    return Lesion(mask.reshape(t1w.shape), depth.reshape(t1w.shape), facts)

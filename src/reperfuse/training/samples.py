@@ -70,7 +70,10 @@ class Subject:
         number = 0 if self.target is None else self._described("targets", "perfusion.preprocess.targets", self.target)
         runs = [(0, len(image))]
         if self.inputs:
-            runs = [self._described("inputs", "perfusion.preprocess.inputs", name) for name in self.inputs]
+            runs = [
+                self._described("inputs", "preprocess.inputs (lesion: preprocess.modalities)", name)
+                for name in self.inputs
+            ]
             runs = _joined(runs)
         return [image[start:stop] for start, stop in runs], target[number : number + 1], mask
 
