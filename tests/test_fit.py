@@ -99,8 +99,10 @@ def test_the_history_has_a_row_per_epoch_and_on_epoch_sees_each(cohort, tmp_path
     assert result.scores["sub-2"]["dice"] == result.history[-1]["val_dice"]
 
 
-def test_a_training_killed_in_the_middle_ends_as_the_unbroken_one(cohort, tmp_path):
-    unbroken = fit(small_network(), cohort, settings=SETTINGS, state_dir=tmp_path / "unbroken")
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+def test_a_training_killed_in_the_middle_ends_as_the_unbroken_one(cohort, tmp_path, ema):
+    settings = replace(SETTINGS, ema=ema)
+    unbroken = fit(small_network(), cohort, settings=settings, state_dir=tmp_path / "unbroken")
     program = f"""
 import os, signal, sys
 sys.path.insert(0, {os.path.dirname(__file__)!r})
@@ -113,12 +115,12 @@ def die_in_the_third_epoch(module, inputs):
     if len(steps) == 8:
         os.kill(os.getpid(), signal.SIGKILL)
 network.register_forward_pre_hook(die_in_the_third_epoch)
-fit(network, cohort, settings=SETTINGS, state_dir=Path({str(tmp_path / "killed")!r}))
+fit(network, cohort, settings=replace(SETTINGS, ema={ema}), state_dir=Path({str(tmp_path / "killed")!r}))
 """
     assert subprocess.run([sys.executable, "-c", program], capture_output=True).returncode == -signal.SIGKILL
     torch.manual_seed(99)  # what it starts from no longer matters
     other = build_network("unet3d", widths=(4, 8))
-    resumed = fit(other, cohort, settings=SETTINGS, state_dir=tmp_path / "killed")
+    resumed = fit(other, cohort, settings=settings, state_dir=tmp_path / "killed")
     assert resumed.resumed_from == 2 and resumed.epochs == unbroken.epochs == 4
     assert same_weights(resumed.network, unbroken.network)
     losses = [[row["loss"] for row in result.history] for result in (resumed, unbroken)]
@@ -467,3 +469,19 @@ def test_the_loss_of_a_network_with_heads_halves_from_level_to_level():
     losses = [float(LOSSES["dice_bce"](head, batch["target"], batch["mask"])) for head in network.heads(batch["image"])]
     expected = (4 * losses[0] + 2 * losses[1] + losses[2]) / 7
     assert len(set(losses)) == 3 and float(module.training_step(batch, 0)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_average_follows_the_weights_and_is_what_is_returned(cohort, tmp_path):
+    """With one step the average is the weights; later it lags behind, by the recursion a ← ema·a + (1 − ema)·w."""
+    network = build_network("unet3d", widths=(2, 4))
+    module = TrainingModule(network, loss="dice_bce", learning_rate=0.1, total_steps=3, ema=0.75)
+    expected = None
+    for _ in range(3):
+        with torch.no_grad():
+            for parameter in network.parameters():
+                parameter += torch.randn_like(parameter)
+        module.on_train_batch_end()
+        weights = network.last.weight.detach().clone()
+        expected = weights if expected is None else 0.75 * expected + 0.25 * weights
+    torch.testing.assert_close(module.answering.last.weight, expected)
+    assert not torch.equal(module.answering.last.weight, network.last.weight)

@@ -142,6 +142,9 @@ class Train(Section):
     schedule: Literal["constant", "cosine", "polynomial"] = Field(description="learning rate over the training")
     learning_rate: float = Field(gt=0, description="initial step size")
     weight_decay: float = Field(ge=0, description="decoupled for adamw")
+    ema: float = Field(
+        0.0, ge=0, lt=1, description="decay per step of the average of the weights that is used; 0 uses the last ones"
+    )
     accelerator: Literal["auto", "cpu", "gpu"] = Field("auto", description="`auto` takes a GPU when there is one")
     precision: Literal["auto", "32", "bf16-mixed"] = Field(
         "auto", description="`auto` takes bf16 where the processor computes in it"

@@ -63,6 +63,8 @@ class FitSettings:
     """Sliding window for validation; None passes whole volumes."""
     learning_rate: float = 1e-3
     weight_decay: float = 0.0
+    ema: float = 0.0
+    """Decay per step of the moving average of the weights that is validated and returned; 0 takes the weights."""
     optimiser: str = "adam"
     schedule: str = "constant"
     loss: str = "dice_bce"
@@ -151,8 +153,8 @@ def fit(
     precision = precision_of(settings.precision, device)
     people = [*train, *validation]
     console = Console(stderr=True)
-    shown = track(people, "checking subjects", console=console, transient=True) if console.is_terminal else people
-    check_subjects(shown if progress else people, labels=settings.loss in SEGMENTATION_LOSSES)
+    listed = track(people, "checking subjects", console=console, transient=True) if console.is_terminal else people
+    check_subjects(listed if progress else people, labels=settings.loss in SEGMENTATION_LOSSES)
     check_shapes(train, settings.patch_size, settings.batch_size, settings.sampling)
     steps = settings.steps_per_epoch or -(-len(train) // settings.batch_size)
     samples = PatchSamples(
@@ -180,13 +182,14 @@ def fit(
         optimiser=settings.optimiser,
         schedule=settings.schedule,
         total_steps=steps * settings.epochs,
+        ema=settings.ema,
     )
     across = settings.sampling.across - 3 if settings.sampling.kind == "slices" else -1
 
     def predict(image: np.ndarray) -> np.ndarray:
         # As in training, the axis across the slices is the last that the network sees.
         answer = predict_volume(
-            network,
+            module.answering,
             np.moveaxis(image, across, -1),
             patch_size=settings.predict_patch_size,
             activation=ACTIVATIONS[settings.loss],
@@ -202,7 +205,7 @@ def fit(
 
     if settings.keep_best and not (score and validation):
         raise InputError("keep_best needs validation subjects and a score: set it to false or give them.")
-    record = _Record(settings, train, network, state_dir, validate, monitor, mode, on_epoch)
+    record = _Record(settings, train, module.answering, state_dir, validate, monitor, mode, on_epoch)
     callbacks: list[lightning.Callback] = [record]
     if progress:
         callbacks.append(TrainingBar(settings.epochs, steps))
@@ -221,8 +224,7 @@ def fit(
             enable_model_summary=False,
         )
         _run(trainer, module, loader, resume)
-    if record.best is not None:
-        network.load_state_dict(record.best["weights"])
+    network.load_state_dict(module.answering.state_dict() if record.best is None else record.best["weights"])
     return FitResult(
         network=network.cpu().eval(),
         history=record.history,

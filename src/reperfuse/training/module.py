@@ -2,12 +2,14 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import lightning
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from reperfuse.errors import InputError
 from reperfuse.networks.dynunet import DynUNet
@@ -35,7 +37,8 @@ class TrainingDiverged(InputError):
 class TrainingModule(lightning.LightningModule):
     """A network with what it is trained by, over `total_steps` optimiser steps.
 
-    Logs `loss`, the mean over the epoch's samples.
+    Logs `loss`, the mean over the epoch's samples. With `ema` a moving average of the weights is kept beside them,
+    starting at the weights after the first step and moved by 1 − `ema` of the way in each further one.
     """
 
     def __init__(
@@ -48,6 +51,7 @@ class TrainingModule(lightning.LightningModule):
         weight_decay: float = 0.0,
         optimiser: str = "adam",
         schedule: str = "constant",
+        ema: float = 0.0,
     ) -> None:
         super().__init__()
         for kind, name, known in [
@@ -62,6 +66,15 @@ class TrainingModule(lightning.LightningModule):
         self.learning_rate, self.weight_decay = learning_rate, weight_decay
         self.optimiser, self.schedule = optimiser, schedule
         self.total_steps = total_steps
+        # A submodule, so that a checkpoint holds it.
+        self.averaged = (
+            AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(ema), use_buffers=True) if ema else None
+        )
+
+    @property
+    def answering(self) -> nn.Module:
+        """The network whose answers count: the moving average of the weights where there is one."""
+        return self.network if self.averaged is None else self.averaged.module
 
     def forward(self, image: Tensor) -> Tensor:
         """The network's answer, (B, 1, I, J, K)."""
@@ -88,9 +101,16 @@ class TrainingModule(lightning.LightningModule):
         self.log("loss", loss, on_step=False, on_epoch=True, batch_size=len(batch["image"]))
         return loss
 
+    def on_train_batch_end(self, *_: Any) -> None:
+        """Move the average on."""
+        if self.averaged is not None:
+            self.averaged.update_parameters(self.network)
+
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimiser and its schedule, advanced every step."""
-        optimiser = OPTIMISERS[self.optimiser](self.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay)
+        optimiser = OPTIMISERS[self.optimiser](
+            self.network.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay
+        )
         factor = SCHEDULES[self.schedule]
         scheduler = LambdaLR(optimiser, lambda step: factor(min(step / self.total_steps, 1.0)))
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
