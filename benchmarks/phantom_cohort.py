@@ -43,6 +43,9 @@ CENTRES = 8
 STEPS_PER_EPOCH = 25
 """After each epoch the state is kept."""
 
+PATCH_MM = 96.0
+"""Edge of a training patch: 48 voxels of 2 mm, as the lesion arm has by default."""
+
 TEST_SHARE = 2 / 7
 """Share of the subjects that are held back: 16 of 56."""
 
@@ -72,13 +75,15 @@ def arrays(subjects: list[Subject]) -> Iterator[tuple[np.ndarray, np.ndarray, np
         yield np.asarray(image[0]), target[0] > 0, mask > 0
 
 
-def trained(subjects: list[Subject], minutes: float, steps: int | None, seed: int, state: Path) -> tuple[Predict, str]:
+def trained(
+    subjects: list[Subject], spacing_mm: float, minutes: float, steps: int | None, seed: int, state: Path
+) -> tuple[Predict, str]:
     """The U-Net of the lesion arm after so many minutes, or steps, and what it went through."""
     chosen = Params().lesion.train
     settings = {
         "steps_per_epoch": STEPS_PER_EPOCH,
         "batch_size": chosen.batch_size,
-        "patch_size": tuple(chosen.patch_size or (48, 48, 48)),
+        "patch_size": (max(8 * round(PATCH_MM / spacing_mm / 8), 16),) * 3,
         "learning_rate": chosen.learning_rate,
         "weight_decay": chosen.weight_decay,
         "optimiser": chosen.optimiser,
@@ -172,7 +177,7 @@ def main() -> None:
         print(f"threshold {'<' if cut.below else '>'} {cut.threshold:g}, training Dice {cut.dice:.3f}")
         print(f"template {far.side} {far.threshold:g}, width {far.width:g} voxels, training Dice {far.dice:.3f}")
         if asked.steps or asked.minutes > 0:
-            predict, about = trained(train, asked.minutes, asked.steps, asked.seed, Path(room))
+            predict, about = trained(train, asked.spacing, asked.minutes, asked.steps, asked.seed, Path(room))
             methods["3D U-Net"] = lambda image: predict(image) > 0.5
             # What it cannot even fit is too hard; what it fits and does not find elsewhere wants more subjects.
             fitted = [
