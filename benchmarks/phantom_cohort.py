@@ -50,10 +50,19 @@ TEST_SHARE = 2 / 7
 """Share of the subjects that are held back: 16 of 56."""
 
 
-def make_cohort(out: Path, plan: Mapping[str, dict], settings: LesionPreprocess) -> list[Subject]:
+def make_cohort(
+    out: Path, real: Path | None, count: int, seed: int, spacing_mm: float, skull_strip: str = "none"
+) -> list[Subject]:
     """A processed folder per subject, as `reperfuse preprocess lesion` leaves it; folders there are left alone."""
     from reperfuse.preprocessing.geometry import resample
 
+    settings = LesionPreprocess.model_validate({"spacing_mm": spacing_mm, "skull_strip": skull_strip})
+    plan = dict(
+        real_lesion_plan(count, seed, real, centres=CENTRES)
+        if real
+        else lesion_plan(count, seed, floor_ml=0.0, centres=CENTRES)
+    )
+    out = out / f"{'real' if real else 'phantoms'}-{count}-seed-{seed}-{spacing_mm:g}mm-{skull_strip}"
     subjects = []
     for folder, how in track(plan.items(), description="make cohort"):
         name = Path(folder).name
@@ -66,6 +75,18 @@ def make_cohort(out: Path, plan: Mapping[str, dict], settings: LesionPreprocess)
         truth = resample(made.mask, like=grid, mask=True).data
         write_subject(subjects[-1].folder, image, truth, brain, {"affine": grid.affine.tolist(), **made.truth})
     return subjects
+
+
+def halves(subjects: list[Subject], seed: int) -> tuple[list[Subject], list[Subject]]:
+    """Subjects for training and for testing, by chance; of those without a lesion the same share is held back."""
+    rng = np.random.default_rng([seed, 5])
+    has = [bool(truth.any()) for _, truth, _ in arrays(subjects)]
+    held: set[int] = set()
+    for side in (True, False):
+        group = rng.permutation([i for i, lesion in enumerate(has) if lesion == side])
+        held |= set(group[: round(TEST_SHARE * len(group))].tolist())
+    train = [subject for i, subject in enumerate(subjects) if i not in held]
+    return train, [subject for i, subject in enumerate(subjects) if i in held]
 
 
 def arrays(subjects: list[Subject]) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
@@ -143,29 +164,15 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="of training in place of minutes, for the same result anywhere")
     parser.add_argument("--spacing", type=float, default=2.0, help="of the model's grid [mm]")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--skull-strip", default="none", help="lesion.preprocess.skull_strip; phantoms have no skull")
     parser.add_argument("--out", type=Path, help="keeps the cohort there, and finds it there again")
     asked = parser.parse_args()
-    settings = Params().lesion.preprocess.model_copy(update={"spacing_mm": asked.spacing})
-    plan = dict(
-        real_lesion_plan(asked.subjects, asked.seed, asked.real, centres=CENTRES)
-        if asked.real
-        else lesion_plan(asked.subjects, asked.seed, floor_ml=0.0, centres=CENTRES)
-    )
     with tempfile.TemporaryDirectory() as room:
         started = time.monotonic()
         out = asked.out or Path(room)
-        name = f"{'real' if asked.real else 'phantoms'}-{asked.subjects}-seed-{asked.seed}-{asked.spacing:g}mm"
-        subjects = make_cohort(out / name, plan, settings)
+        subjects = make_cohort(out, asked.real, asked.subjects, asked.seed, asked.spacing, asked.skull_strip)
         took = {"making the cohort": time.monotonic() - started}
-        # Held back by chance, and of those without a lesion the same share.
-        rng = np.random.default_rng([asked.seed, 5])
-        has = [bool(truth.any()) for _, truth, _ in arrays(subjects)]
-        held: set[int] = set()
-        for side in (True, False):
-            group = rng.permutation([i for i, lesion in enumerate(has) if lesion == side])
-            held |= set(group[: round(TEST_SHARE * len(group))].tolist())
-        train = [subject for i, subject in enumerate(subjects) if i not in held]
-        test = [subject for i, subject in enumerate(subjects) if i in held]
+        train, test = halves(subjects, asked.seed)
 
         methods: dict[str, Predict] = {}
         started = time.monotonic()
