@@ -50,17 +50,19 @@ TEST_SHARE = 2 / 7
 """Share of the subjects that are held back: 16 of 56."""
 
 
-def make_cohort(out: Path, real: Path | None, count: int, seed: int, spacing_mm: float) -> list[Subject]:
+def make_cohort(
+    out: Path, real: Path | None, count: int, seed: int, spacing_mm: float, skull_strip: str = "none"
+) -> list[Subject]:
     """A processed folder per subject, as `reperfuse preprocess lesion` leaves it; folders there are left alone."""
     from reperfuse.preprocessing.geometry import resample
 
-    settings = LesionPreprocess(spacing_mm=spacing_mm)
+    settings = LesionPreprocess.model_validate({"spacing_mm": spacing_mm, "skull_strip": skull_strip})
     plan = dict(
         real_lesion_plan(count, seed, real, centres=CENTRES)
         if real
         else lesion_plan(count, seed, floor_ml=0.0, centres=CENTRES)
     )
-    out = out / f"{'real' if real else 'phantoms'}-{count}-seed-{seed}-{spacing_mm:g}mm"
+    out = out / f"{'real' if real else 'phantoms'}-{count}-seed-{seed}-{spacing_mm:g}mm-{skull_strip}"
     subjects = []
     for folder, how in track(plan.items(), description="make cohort"):
         name = Path(folder).name
@@ -162,11 +164,13 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="of training in place of minutes, for the same result anywhere")
     parser.add_argument("--spacing", type=float, default=2.0, help="of the model's grid [mm]")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--skull-strip", default="none", help="lesion.preprocess.skull_strip; phantoms have no skull")
     parser.add_argument("--out", type=Path, help="keeps the cohort there, and finds it there again")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as room:
         started = time.monotonic()
-        subjects = make_cohort(asked.out or Path(room), asked.real, asked.subjects, asked.seed, asked.spacing)
+        out = asked.out or Path(room)
+        subjects = make_cohort(out, asked.real, asked.subjects, asked.seed, asked.spacing, asked.skull_strip)
         took = {"making the cohort": time.monotonic() - started}
         train, test = halves(subjects, asked.seed)
 

@@ -14,7 +14,7 @@ CENTRE_SALT = 1152
 WITHOUT_CAVITY = 0.3
 """Share of lesions that are gliotic throughout; our choice."""
 
-GLIOSIS = (0.1, 0.7)
+GLIOSIS = (0.2, 0.9)
 """Range of the intensity of gliosis, 0 CSF and 1 grey matter [-]; our choice."""
 
 
@@ -49,7 +49,7 @@ def scanner(centre: int) -> Scanner:
     return Scanner(
         contrast=(float(csf), float(grey), float(white)),
         blur_mm=(float(blur[0]), float(blur[1]), float(blur[2])),
-        bias=float(rng.uniform(0.08, 0.25)),
+        bias=float(rng.uniform(0.1, 0.35)),
         snr=float(rng.uniform(15.0, 40.0)),
         scale=float(rng.uniform(300.0, 1500.0)),
     )

@@ -22,6 +22,9 @@ SULCUS = 0.60
 """Intensity below which tissue is taken to share its voxel with a sulcus [-], between CSF and grey matter: an average
 of many brains has no sulcus as dark as CSF, a subject has."""
 
+GROWTH_MM = 2.0
+"""How far sulci and ventricles grow into the tissue beside them in the oldest brain [mm]; our choice."""
+
 DEEP_GREY_MM = ((8.0, -26.0, -10.0), (36.0, 22.0, 18.0))
 """Box (|x|, y, z) [mm, MNI] around basal ganglia, capsules and thalamus, where most perivascular spaces and lacunes
 are; by eye on the template."""
@@ -60,16 +63,17 @@ def with_confounders(anatomy: Anatomy, rng: np.random.Generator) -> tuple[Anatom
 
 
 def _wide_sulci(anatomy: Anatomy, age: float, rng: np.random.Generator) -> tuple[np.ndarray, float]:
-    """T1w with sulci and ventricles grown by up to a millimetre and sulci as dark as CSF, more in some lobes."""
+    """T1w with sulci and ventricles grown by up to `GROWTH_MM` and sulci as dark as CSF, more in some lobes."""
     inside = anatomy.brain  # a skull has no sulci
     field = smooth_field(inside.shape, (anatomy.grid_mm,) * 3, 35.0, rng)[inside]
     share = np.clip(np.float32(0.25 + 0.6 * age) + np.float32(0.35) * field, 0, 1)
     csf, sulcus = np.float32(TISSUE_T1["csf"]), np.float32(SULCUS)
-    t1w, lowest = anatomy.t1w[inside], ndimage.minimum_filter(anatomy.t1w, 3)[inside]
+    reach = int(np.ceil(GROWTH_MM / anatomy.grid_mm))
+    t1w, lowest = anatomy.t1w[inside], ndimage.minimum_filter(anatomy.t1w, 2 * reach + 1)[inside]
     above = np.clip(t1w - csf, 0, sulcus - csf)
     grown = t1w - share * (above - above**2 / (sulcus - csf))
     # What borders on CSF fills with it; white matter does not turn grey at its edge.
-    near = share * np.clip((sulcus - lowest) / (sulcus - csf), 0, 1) * np.float32(min(1.0, 0.8 / anatomy.grid_mm))
+    near = share * np.clip((sulcus - lowest) / (sulcus - csf), 0, 1) * np.float32(GROWTH_MM / (reach * anatomy.grid_mm))
     grown += near * np.minimum(csf + np.float32(0.1) - grown, 0)
     out = anatomy.t1w.copy()
     out[inside] = grown

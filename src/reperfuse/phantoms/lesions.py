@@ -135,7 +135,7 @@ def _component(
 
 
 def lesion_phantom(
-    seed: int, *, centre: int = 0, grid_mm: float = 1.0, volume_ml: float | None = None, warp_mm: float = 4.0
+    seed: int, *, centre: int = 0, grid_mm: float = 1.0, volume_ml: float | None = None, warp_mm: float = 7.0
 ) -> LesionPhantom:
     """T1w of one subject with a chronic stroke lesion, or with none, and the lesion's mask.
 
