@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from phantom_cohort import STEPS_PER_EPOCH, halves, make_cohort
+from phantom_cohort import STEPS_PER_EPOCH, cohort_arguments, halves, make_cohort
 
 from reperfuse.evaluation.metrics import lesion_scores
 from reperfuse.evaluation.summary import bootstrap_interval
@@ -127,15 +127,8 @@ def table(found: dict[str, dict[str, Any]]) -> str:
 
 def main() -> None:
     """Make the cohort, train each network in a process of its own, print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--real", type=Path, help="folder with lesymap/ and soop_masks/; left out: phantoms")
-    parser.add_argument("--subjects", type=int, default=56)
-    parser.add_argument("--minutes", type=float, default=5.0, help="of training, each")
-    parser.add_argument("--steps", type=int, help="of training in place of minutes")
-    parser.add_argument("--spacing", type=float, default=2.0, help="of the model's grid [mm]")
-    parser.add_argument("--seed", type=int, default=0)
+    parser = cohort_arguments(__doc__, minutes=5.0)
     parser.add_argument("--networks", nargs="*", choices=ENTRIES, default=list(ENTRIES))
-    parser.add_argument("--out", type=Path, help="keeps cohort and results there, and finds them there again")
     parser.add_argument("--one", choices=ENTRIES, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as room:

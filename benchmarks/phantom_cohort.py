@@ -155,17 +155,23 @@ def table(found: Mapping[str, list[float]], volumes_ml: list[float], free: Mappi
     return "\n".join(lines)
 
 
-def main() -> None:
-    """Make the cohort, train, score, print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def cohort_arguments(about: str | None, *, minutes: float) -> argparse.ArgumentParser:
+    """What every benchmark on a lesion cohort asks: which cohort, which grid, how long a training."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--real", type=Path, help="folder with lesymap/ and soop_masks/; left out: phantoms")
     parser.add_argument("--subjects", type=int, default=56)
-    parser.add_argument("--minutes", type=float, default=10.0, help="of training; 0 scores the two detectors alone")
+    parser.add_argument("--minutes", type=float, default=minutes, help="of each training; 0 is none")
     parser.add_argument("--steps", type=int, help="of training in place of minutes, for the same result anywhere")
     parser.add_argument("--spacing", type=float, default=2.0, help="of the model's grid [mm]")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--skull-strip", default="none", help="lesion.preprocess.skull_strip; phantoms have no skull")
     parser.add_argument("--out", type=Path, help="keeps the cohort there, and finds it there again")
+    return parser
+
+
+def main() -> None:
+    """Make the cohort, train, score, print."""
+    parser = cohort_arguments(__doc__, minutes=10.0)
+    parser.add_argument("--skull-strip", default="none", help="lesion.preprocess.skull_strip; phantoms have no skull")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as room:
         started = time.monotonic()
