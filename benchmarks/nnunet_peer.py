@@ -34,6 +34,7 @@ import json
 import os
 import random
 import resource
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -71,7 +72,8 @@ class PatchPlanner(ExperimentPlanner):
             spacing, np.array(patch), data_identifier, approximate_n_voxels_dataset, _cache
         )
         if list(plan["patch_size"]) != patch:
-            raise SystemExit(f"nnU-Net has no patch of {patch} voxels: ask for {[int(n) for n in plan['patch_size']]}.")
+            fits = " ".join(str(int(voxels)) for voxels in reversed(plan["patch_size"]))
+            raise SystemExit(f"nnU-Net cannot halve a patch of {self.patch[::-1]} as it wants: try --patch {fits}.")
         return plan | {"median_image_size_in_voxels": median_shape, "batch_size": self.batch}
 
 
@@ -107,7 +109,7 @@ def planned(folder: Path, patch: tuple[int, ...], batch: int) -> tuple[dict, dic
     configuration = manager.get_configuration(CONFIGURATION)
     preprocessor = configuration.preprocessor_class(verbose=False)
     out = base / configuration.data_identifier
-    out.mkdir(exist_ok=True)
+    out.mkdir()
     files = get_filenames_of_train_images_and_targets(str(folder / "raw" / DATASET), description)
     for name, of in files.items():
         preprocessor.run_case_save(str(out / name), of["images"], of["label"], manager, configuration, description)
@@ -175,6 +177,10 @@ def main() -> None:
     if not (folder / "raw" / DATASET / "dataset.json").exists():
         raise SystemExit(f"{folder} holds no raw/{DATASET}/dataset.json: write it with nnunet_export.export first.")
     torch.set_num_threads(asked.threads)
+    # What an earlier run left would pass for this one's if this one failed.
+    (folder / "done.json").unlink(missing_ok=True)
+    for name in ("preprocessed", "results", "predictions"):
+        shutil.rmtree(folder / name, ignore_errors=True)
     for name in ("raw", "preprocessed", "results"):
         os.environ[f"nnUNet_{name}"] = str(folder / name)
     plans, description = planned(folder, tuple(asked.patch), asked.batch)
@@ -194,7 +200,7 @@ def main() -> None:
         "peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6,
     }
     trainer.set_deep_supervision_enabled(False)
-    (folder / "predictions").mkdir(exist_ok=True)
+    (folder / "predictions").mkdir()
     images = folder / "raw" / DATASET / "imagesTs"
     names = sorted(file.name.removesuffix("_0000.nii.gz") for file in images.glob("*_0000.nii.gz"))
     started = time.monotonic()
