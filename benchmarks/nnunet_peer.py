@@ -1,6 +1,6 @@
 """nnU-Net v2 on an exported lesion cohort: plan, train for so many minutes, predict. A peer for lesion_networks.py.
 
-    PEER_PYTHON benchmarks/nnunet_peer.py FOLDER --patch 48 48 48 --batch 2 (--minutes M | --steps N) [--seed S]
+    PEER_PYTHON benchmarks/nnunet_peer.py FOLDER --patch 48 48 48 --batch 2 (--minutes M | --steps N) [--no-mirroring]
 
 runs in an environment of its own that has nnunetv2 (written for 2.8; `pip install nnunetv2==2.8`) and nothing of
 reperfuse. FOLDER is what `nnunet_export.export` wrote. It leaves there:
@@ -138,10 +138,10 @@ def epochs_in(minutes: float, plans: dict, description: dict, seed: int) -> int:
     return max(1, round(minutes * 60 / (ends[1] - ends[0])))
 
 
-def predicted(trainer: ShortTrainer, files: list[str], threads: int) -> tuple[np.ndarray, np.ndarray]:
+def predicted(trainer: ShortTrainer, files: list[str], threads: int, mirroring: bool) -> tuple[np.ndarray, np.ndarray]:
     """Image and lesion probability of one subject, both (I, J, K) of its file."""
     plans, configuration = trainer.plans_manager, trainer.configuration_manager
-    predictor = nnUNetPredictor(use_mirroring=True, device=torch.device("cpu"), allow_tqdm=False)
+    predictor = nnUNetPredictor(use_mirroring=mirroring, device=torch.device("cpu"), allow_tqdm=False)
     predictor.manual_initialization(
         trainer.network,
         plans,
@@ -170,6 +170,7 @@ def main() -> None:
     length = parser.add_mutually_exclusive_group(required=True)
     length.add_argument("--minutes", type=float, help="of training, without the trial")
     length.add_argument("--steps", type=int, help=f"rounded up to epochs of {ITERATIONS_PER_EPOCH}")
+    parser.add_argument("--mirroring", action=argparse.BooleanOptionalAction, default=True, help="when predicting")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     asked = parser.parse_args()
@@ -206,7 +207,7 @@ def main() -> None:
     started = time.monotonic()
     for name in names:
         files = [str(images / f"{name}_{channel:04d}.nii.gz") for channel in range(len(description["channel_names"]))]
-        image, probability = predicted(trainer, files, asked.threads)
+        image, probability = predicted(trainer, files, asked.threads, asked.mirroring)
         others = {"i": (1, 2), "j": (0, 2), "k": (0, 1)}
         sums = {f"sums_{axis}": image.sum(axis=over, dtype=np.float64) for axis, over in others.items()}
         np.savez_compressed(folder / "predictions" / f"{name}.npz", probability=probability, **sums)

@@ -161,7 +161,7 @@ def cohort_arguments(about: str | None, *, minutes: float) -> argparse.ArgumentP
     parser.add_argument("--real", type=Path, help="folder with lesymap/ and soop_masks/; left out: phantoms")
     parser.add_argument("--subjects", type=int, default=56)
     parser.add_argument("--minutes", type=float, default=minutes, help="of each training; 0 is none")
-    parser.add_argument("--steps", type=int, help="of training in place of minutes, for the same result anywhere")
+    parser.add_argument("--skull-strip", default="none", help="lesion.preprocess.skull_strip; phantoms have no skull")
     parser.add_argument("--spacing", type=float, default=2.0, help="of the model's grid [mm]")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="keeps the cohort there, and finds it there again")
@@ -171,7 +171,7 @@ def cohort_arguments(about: str | None, *, minutes: float) -> argparse.ArgumentP
 def main() -> None:
     """Make the cohort, train, score, print."""
     parser = cohort_arguments(__doc__, minutes=10.0)
-    parser.add_argument("--skull-strip", default="none", help="lesion.preprocess.skull_strip; phantoms have no skull")
+    parser.add_argument("--steps", type=int, help="of training in place of minutes, for the same result anywhere")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as room:
         started = time.monotonic()

@@ -12,6 +12,7 @@ import torch
 
 from reperfuse import tracking
 from reperfuse.errors import InputError
+from reperfuse.files import sha256_of
 from reperfuse.networks import build_network, load_network, save_network
 from reperfuse.params import PerfusionParams, PerfusionTrain, Tune
 from reperfuse.stages import fitting, learning
@@ -322,6 +323,29 @@ def test_where_the_weights_started_is_in_the_run_and_in_the_model(here: Path) ->
         assert (params_of["init/fitted"], params_of["init/total"]) == (str(init["fitted"]), str(init["total"]))
 
 
+def test_which_layers_were_taken_is_told_and_kept_where_others_begin_anew(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A network of another depth: what both have is taken, from a file alone, and the rest is named."""
+    kwargs = {"in_channels": 8, "widths": [2, 4]}
+    save_network(here / "earlier", "unet3d", kwargs, build_network("unet3d", **kwargs))
+    weights = here / "earlier.safetensors"
+    (here / "earlier" / "model.safetensors").rename(weights)
+    chosen = TRAIN.model_copy(
+        update={"network": "unet3d", "network_kwargs": {"widths": [2, 4, 6]}, "init_from": str(weights)}
+    )
+    with tracking.run(ARM, "fold 0") as run:
+        fitted = fitting.fit_arm(OBJECTIVE, chosen, 0, train=PEOPLE[:2], state=here / "state", run=run)
+        table = pd.read_csv(tracking.client().download_artifacts(run.id, "tables/first_weights.csv", str(here)))
+    anew = fitted.init["anew"]
+    assert 0 < fitted.init["fitted"] == fitted.init["total"] - len(anew) and "first.0.weight" not in anew
+    assert table.loc[table["from"] == "anew", "tensor"].tolist() == anew
+    assert set(table["from"]) == {"anew", str(weights)} and len(table) == fitted.init["total"]
+    said = capsys.readouterr().out
+    assert f"{fitted.init['fitted']} of {fitted.init['total']} tensors start from {weights}; anew: " in said
+    assert fitted.init["sha256"] == sha256_of(weights)
+
+
 def test_a_network_of_the_whole_image_names_all_groups_and_one_of_another_target_names_that(here: Path) -> None:
     asked = {"network": "unet3d", "network_kwargs": {"widths": [2, 4]}, "target": "cbf"}
     state = here / "state"
@@ -368,6 +392,24 @@ def test_a_fold_that_lost_all_its_subjects_is_left_out_of_the_search(here: Path)
     validated = pd.read_csv(here / "results" / ARM / "tune" / "validation.csv").set_index("participant_id")["fold"]
     assert validated.to_dict() == folds.dropna().set_index("participant_id")["fold"].astype(int).to_dict()
     assert trials["value"].notna().all()
+
+
+def test_a_search_that_mirrors_scores_the_mean_over_mirror_images(here: Path) -> None:
+    subject = Subject("sub-0", Path("data/processed") / ARM / "sub-0")
+    seen: list[np.ndarray] = []
+
+    def kept(predicted: np.ndarray, *_: object) -> dict[str, float]:
+        seen.append(predicted)
+        return {"rmse_s": 0.0}
+
+    def left(image: np.ndarray) -> np.ndarray:
+        return image[0] * (np.arange(8) < 4)[:, None, None]
+
+    for mirror in (False, True):
+        replace(OBJECTIVE, score=kept, about={"mirror": mirror}).of_subject(left, subject)
+    image = subject.load()[0][0]
+    np.testing.assert_array_equal(seen[0], left(image[None]))
+    np.testing.assert_allclose(seen[1], image / 2, rtol=1e-6)
 
 
 # ---- state ----------------------------------------------------------------------------------------------------------

@@ -292,6 +292,29 @@ def test_deep_supervision_gives_the_answer_first_and_each_coarser_level_after_it
     assert torch.equal(heads[0], network(image))
 
 
+def test_dynunet_without_deep_supervision_answers_once_and_the_same():
+    kwargs = {"widths": (2, 4, 6, 8)}
+    torch.manual_seed(0)
+    supervised = build_network("dynunet", **kwargs).eval()
+    alone = build_network("dynunet", **kwargs, deep_supervision=False).eval()
+    assert set(supervised.state_dict()) - set(alone.state_dict()) == {
+        f"supervision.{level}.{kind}" for level in (0, 1) for kind in ("weight", "bias")
+    }
+    alone.load_state_dict(supervised.state_dict(), strict=False)
+    image = torch.rand(1, 1, 9, 10, 11)
+    (answer,) = alone.heads(image)
+    assert torch.equal(answer, supervised(image)) and len(supervised.heads(image)) == 3
+
+
+def test_only_weights_that_look_through_the_slices_lie_with_the_channels_last():
+    for name, last in [("unet3d", True), ("unet2plus1d", True), ("dynunet", True), ("unet2d", False), ("cnn8", False)]:
+        weights = [value for value in small(name).parameters() if value.ndim == 5 and min(value.shape[:2]) > 1]
+        strides = {
+            value.is_contiguous(memory_format=torch.channels_last_3d) for value in weights if value[0].numel() > 1
+        }
+        assert strides == {last}, name
+
+
 def test_dynunet_computes_what_monais_network_of_these_layers_does():
     from monai.networks.nets import DynUNet
 
@@ -387,26 +410,40 @@ def test_what_fits_is_taken_over_and_the_rest_stays(tmp_path):
     given(torch.rand(2, 60, 4, 4, 4))  # moves running statistics away from their start
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     save_network(tmp_path, "tmax_2layer", {}, given)
-    fitted, total = initialise(network, tmp_path)
+    taken = initialise(network, tmp_path)
     theirs, ours = given.state_dict(), network.state_dict()
     fits = [name for name in ours if ours[name].shape == theirs[name].shape]
-    assert (fitted, total) == (len(fits), len(ours)) and 0 < fitted < total
+    assert taken == fits and 0 < len(taken) < len(ours)
     assert all(torch.equal(ours[name], (theirs if name in fits else before)[name]) for name in ours)
 
 
 def test_a_network_starts_as_the_one_it_is_initialised_from(tmp_path):
     given, network = small("tmax_unet"), small("tmax_unet")
     save_network(tmp_path, "tmax_unet", SMALL["tmax_unet"], given)
-    fitted, total = initialise(network, tmp_path)
+    taken = initialise(network, tmp_path)
     image = torch.rand(1, 60, 8, 8, 8)
-    assert fitted == total and torch.equal(network(image), given(image))
+    assert taken == list(network.state_dict()) and torch.equal(network(image), given(image))
 
 
 def test_weights_of_another_kind_fit_nowhere_and_change_nothing(tmp_path):
     network = build_network("tmax_1layer")
     before = network.layers[0].weight.clone()
     save_network(tmp_path, "unet3d", {"widths": (2, 4)}, build_network("unet3d", widths=(2, 4)))
-    assert initialise(network, tmp_path) == (0, 2) and torch.equal(network.layers[0].weight, before)
+    assert initialise(network, tmp_path) == [] and torch.equal(network.layers[0].weight, before)
+
+
+def test_the_weights_may_be_a_safetensors_file_alone(tmp_path):
+    given, network = build_network("tmax_2layer"), build_network("tmax_2layer")
+    save_network(tmp_path, "tmax_2layer", {}, given)
+    alone = tmp_path / "weights.safetensors"
+    (tmp_path / "model.safetensors").rename(alone)
+    assert initialise(network, alone) == list(network.state_dict())
+    assert torch.equal(network.layers[0].weight, given.layers[0].weight)
+    alone.write_bytes(alone.read_bytes()[:100])
+    with pytest.raises(InputError, match=r"weights\.safetensors is missing, damaged"):
+        initialise(network, alone)
+    with pytest.raises(InputError, match=r"none\.safetensors is missing"):
+        initialise(network, tmp_path / "none.safetensors")
 
 
 @pytest.mark.parametrize("take", [load_network, lambda folder: initialise(build_network("tmax_2layer"), folder)])

@@ -64,6 +64,16 @@ def test_an_override_that_is_no_field_is_named() -> None:
         with_overrides(Params().lesion.train, {"momentum": 0.9})
 
 
+def test_a_search_reaches_into_the_sampling_but_not_beyond_its_bounds():
+    train = Params().lesion.train
+    changed = with_overrides(train, {"sampling.kind": "rejection", "sampling.lesion_share": 0.2})
+    assert (changed.sampling.kind, changed.sampling.lesion_share) == ("rejection", 0.2)
+    assert changed.sampling.tries == train.sampling.tries
+    for name, value in (("sampling.lesion_share", 2.0), ("sampling.momentum", 1), ("loss.kind", "bce")):
+        with pytest.raises(InputError, match=name.replace(".", r"\.")):
+            with_overrides(train, {name: value})
+
+
 @pytest.mark.parametrize(
     ("line", "words"),
     [

@@ -7,7 +7,7 @@ from torch import nn
 
 from reperfuse.errors import InputError
 from reperfuse.networks import build_network
-from reperfuse.training.predict import device_of, precision_of, predict_volume
+from reperfuse.training.predict import device_of, mirrored, precision_of, predict_volume
 
 IMAGE = np.random.default_rng(0).normal(size=(2, 13, 11, 9)).astype(np.float32)
 
@@ -73,3 +73,15 @@ def test_auto_takes_the_gpu_when_there_is_one(monkeypatch):
 def test_unknown_names_are_refused_with_those_there_are(wrong):
     with pytest.raises(InputError, match="choose one of"):
         predict_volume(nn.Conv3d(2, 1, 1), IMAGE, **wrong)
+
+
+def test_mirrored_answers_are_those_of_the_mirror_image():
+    rng = np.random.default_rng(0)
+    weights = rng.normal(size=(5, 4, 3))
+    predict = mirrored(lambda array: np.tanh(array[0] * weights))
+    array = rng.normal(size=(1, 5, 4, 3))
+    for axes in ((), (0,), (1, 2), (0, 1, 2)):
+        turned = predict(np.flip(array, tuple(axis + 1 for axis in axes)))
+        np.testing.assert_allclose(np.flip(turned, axes), predict(array), atol=1e-12)
+    even = mirrored(lambda array: array[0] ** 2)
+    np.testing.assert_allclose(even(array), array[0] ** 2)

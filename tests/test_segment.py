@@ -19,7 +19,7 @@ from reperfuse.networks import build_network, save_network
 from reperfuse.params import LesionPreprocess
 from reperfuse.preprocessing.geometry import reorient
 from reperfuse.stages.scoring import score, scores_of
-from reperfuse.stages.segment import mirrored, named_images, segment
+from reperfuse.stages.segment import named_images, segment
 
 SPACING_MM = 2.0
 ORIENTATIONS = [
@@ -103,29 +103,25 @@ def test_an_image_of_another_spacing_is_segmented_on_its_own_grid(model: Path, i
     assert mask.on_grid_of(coarse) and set(np.unique(mask.data)) <= {0, 1}
 
 
-def test_mirrored_answers_are_those_of_the_mirror_image() -> None:
-    rng = np.random.default_rng(0)
-    weights = rng.normal(size=(5, 4, 3))
-    predict = mirrored(lambda array: np.tanh(array[0] * weights))
-    array = rng.normal(size=(1, 5, 4, 3))
-    for axes in ((), (0,), (1, 2), (0, 1, 2)):
-        turned = predict(np.flip(array, tuple(axis + 1 for axis in axes)))
-        np.testing.assert_allclose(np.flip(turned, axes), predict(array), atol=1e-12)
-    even = mirrored(lambda array: array[0] ** 2)
-    np.testing.assert_allclose(even(array), array[0] ** 2)
-
-
-def test_mirroring_is_an_option(straight: tuple[Volume, Volume], model: Path, image: Volume, tmp_path: Path) -> None:
+def test_mirroring_is_an_option_and_a_model_scored_with_it_does_it_unasked(
+    straight: tuple[Volume, Volume], model: Path, image: Volume, tmp_path: Path
+) -> None:
+    averaging = tmp_path / "averaging"
+    shutil.copytree(model, averaging)
+    described = read_json(averaging / "model.json")
+    described["extra"]["scored_with"]["mirror"] = True
+    write_json(averaging / "model.json", described)
     save_volume(tmp_path / "image.nii.gz", image)
-    segment(
-        tmp_path / "image.nii.gz",
-        tmp_path / "mask.nii.gz",
-        model=str(model),
-        probability=tmp_path / "p.nii.gz",
-        mirror=True,
-    )
-    found = load_volume(tmp_path / "p.nii.gz").data
-    assert np.abs(found - straight[1].data).max() > 1e-3
+
+    def answer(folder: Path, mirror: bool | None) -> np.ndarray:
+        out, probability = tmp_path / "mask.nii.gz", tmp_path / "p.nii.gz"
+        segment(tmp_path / "image.nii.gz", out, model=str(folder), probability=probability, mirror=mirror)
+        return load_volume(probability).data
+
+    asked = answer(model, True)
+    assert np.abs(asked - straight[1].data).max() > 1e-3
+    np.testing.assert_array_equal(answer(averaging, None), asked)
+    np.testing.assert_array_equal(answer(averaging, False), straight[1].data)
 
 
 def test_voxels_without_a_value_are_told(

@@ -241,8 +241,12 @@ def segment(
         Path | None, typer.Option(help="probability of lesion to write, .nii.gz", show_default=False)
     ] = None,
     mirror: Annotated[
-        bool, typer.Option("--mirror", help="average over the eight mirror images: eight times as long")
-    ] = False,
+        bool | None,
+        typer.Option(
+            help="average over the eight mirror images: eight times as long; left out, as the model was scored",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """The lesion in one image by a model of the lesion arm, back on the image's own grid."""
     from reperfuse.stages.segment import named_images

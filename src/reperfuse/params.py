@@ -63,7 +63,8 @@ class Tune(Section):
     epochs: int = Field(2, ge=1, description="epochs of each fold; shorter than the final training")
     space: dict[str, dict[str, Any]] = Field(
         default_factory=dict,
-        description="a field of `train`, or `network_kwargs.NAME`, to {low, high, log, step} or {choices}",
+        description="a field of `train`, `network_kwargs.NAME` or `sampling.NAME`, to {low, high, log, step} or "
+        "{choices}",
     )
     rivals: str | None = Field(
         None,
@@ -119,7 +120,7 @@ class Train(Section):
     init_from: str | None = Field(
         None,
         description="weights to start from, as far as names and shapes fit: `learned` (those that ship with the "
-        "package), a registered model (models:/…) or a folder; null starts anew",
+        "package), a registered model (models:/…), a folder or a safetensors file; null starts anew",
     )
     loss: str = Field(description="a name in reperfuse.training.losses.LOSSES")
     epochs: int = Field(ge=1, description="passes of `steps_per_epoch` steps")
@@ -252,6 +253,11 @@ class LesionEvaluate(Evaluate):
     )
     smallest_ml: float | None = Field(
         None, ge=0, description="predicted pieces below it are taken away [mL]; null chooses it in the same way"
+    )
+    mirror: bool = Field(
+        False,
+        description="whether a network's answers for the eight mirror images are averaged, in the search's scores too: "
+        "eight times as long",
     )
 
 

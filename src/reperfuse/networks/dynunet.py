@@ -40,6 +40,8 @@ class DynUNet(nn.Module):
         Whether each pair adds to its input.
     output_bias
         Where the last bias starts.
+    deep_supervision
+        Whether the coarse levels answer in training too; without, `heads` gives the answer of `forward` alone.
 
     Raises
     ------
@@ -71,6 +73,7 @@ class DynUNet(nn.Module):
         normalisation: str = "batch",
         residual: bool = False,
         output_bias: float = 0.0,
+        deep_supervision: bool = True,
     ) -> None:
         super().__init__()
         if width is not None:
@@ -99,7 +102,8 @@ class DynUNet(nn.Module):
         self.down = nn.ModuleList([built.input_block, *built.downsamples, built.bottleneck])
         self.up = built.upsamples
         self.last = built.output_block.conv.conv
-        self.supervision = nn.ModuleList(head.conv.conv for head in built.deep_supervision_heads)
+        heads = built.deep_supervision_heads if deep_supervision else ()
+        self.supervision = nn.ModuleList(head.conv.conv for head in heads)
         nn.init.constant_(self.last.bias, output_bias)
         for head in self.supervision:
             nn.init.constant_(head.get_parameter("bias"), output_bias)

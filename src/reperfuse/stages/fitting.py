@@ -8,19 +8,28 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from pydantic import ValidationError
 from torch import nn
 
 from reperfuse import tracking
 from reperfuse.errors import InputError
-from reperfuse.files import read_json
-from reperfuse.networks import NETWORK_INPUTS, NETWORKS, build_network, initialise, learned_folder
+from reperfuse.files import read_json, sha256_of
+from reperfuse.networks import (
+    NETWORK_INPUTS,
+    NETWORKS,
+    WEIGHTS_ENDING,
+    build_network,
+    initialise,
+    learned_folder,
+)
 from reperfuse.networks.arrival import TmaxMatched
 from reperfuse.networks.blocks import one_of
 from reperfuse.params import LesionParams, PerfusionParams, Train
 from reperfuse.stages import layout
 from reperfuse.training.fit import FitResult, FitSettings, Predict, fit, undefined_as_nan
+from reperfuse.training.predict import mirrored
 from reperfuse.training.samples import Subject
 
 ArmParams = LesionParams | PerfusionParams
@@ -62,7 +71,7 @@ class Objective:
     starts_at_mean: bool = False
     """Whether the last bias of a network that has an `output_bias` starts at the mean of the training targets."""
     about: Mapping[str, Any] = field(default_factory=dict)
-    """Parameters that enter the scores: with others a search starts anew."""
+    """Parameters that enter the scores: with others a search starts anew. `mirror` averages over mirror images."""
     settle: Callable[[Sequence[Mapping[str, float]]], Mapping[str, Any]] | None = None
     """Scores of the chosen trial's validation subjects → those parameters of `about` that are chosen by them."""
 
@@ -90,6 +99,7 @@ class Objective:
 
     def of_subject(self, predict: Predict, subject: Subject) -> dict[str, float]:
         """All metrics of one validation subject."""
+        predict = mirrored(predict) if self.about.get("mirror") else predict
         return self.of_prediction(predict(subject.load()[0]), subject)
 
 
@@ -105,7 +115,8 @@ class Fitted:
     target: str | None
     """What it gives; None where the arm's target has no name."""
     init: dict[str, Any]
-    """Where its weights started, {} anew: `from`, `sha256` of that model, tensors `fitted` of `total`."""
+    """Where its weights started, {} for a new start: `from`, `sha256` of that model, tensors `fitted` of `total`, and
+    the names of those that began `anew`."""
 
 
 def fit_arm(
@@ -144,6 +155,8 @@ def fit_arm(
     if isinstance(network, TmaxMatched) and not init.get("fitted"):
         learn_scale(network, training)
     run.log_params(init_params(init))
+    if init:
+        _tell_start(network, init, run)
 
     def on_epoch(epoch: int, row: Mapping[str, float]) -> None:
         run.log_metrics({"train/loss": row["loss"], "train/learning_rate": row["learning_rate"]}, step=epoch)
@@ -229,14 +242,33 @@ def first_weights(network: nn.Module, chosen: Train) -> dict[str, Any]:
     """
     if chosen.init_from is None:
         return {}
-    folder = initial_folder(chosen.init_from)
-    fitted, total = initialise(network, folder)
-    if fitted == 0 and chosen.init_from != SHIPPED:
+    source = initial_weights(chosen.init_from)
+    taken, names = initialise(network, source), list(network.state_dict())
+    if not taken and chosen.init_from != SHIPPED:
         raise InputError(
-            f"None of the weights of {chosen.init_from} fits {chosen.network}: name another model in train.init_from "
-            "of params.yaml, or null."
+            f"None of the weights of {chosen.init_from} fits {chosen.network}, whose first is {names[0]}: name another "
+            "model in train.init_from of params.yaml, or null."
         )
-    return {"from": chosen.init_from, "sha256": tracking.model_digest(folder), "fitted": fitted, "total": total}
+    return {
+        "from": chosen.init_from,
+        "sha256": _digest(source),
+        "fitted": len(taken),
+        "total": len(names),
+        "anew": [name for name in names if name not in set(taken)],
+    }
+
+
+def _tell_start(network: nn.Module, init: Mapping[str, Any], run: tracking.Run) -> None:
+    """Say which tensors were taken and which began anew; all of them as a table of the run."""
+    anew = set(init["anew"])
+    rows = [
+        {"tensor": name, "shape": "×".join(map(str, tensor.shape)), "from": "anew" if name in anew else init["from"]}
+        for name, tensor in network.state_dict().items()
+    ]
+    run.log_table(pd.DataFrame(rows), "tables/first_weights.csv")
+    layers = list(dict.fromkeys(name.rsplit(".", 1)[0] for name in init["anew"]))
+    said = f"; anew: {', '.join(layers)}" if layers else ""
+    print(f"{init['fitted']} of {init['total']} tensors start from {init['from']}{said}", flush=True)
 
 
 def init_params(init: Mapping[str, Any]) -> dict[str, int]:
@@ -244,9 +276,19 @@ def init_params(init: Mapping[str, Any]) -> dict[str, int]:
     return {f"init/{name}": init[name] for name in ("fitted", "total") if name in init}
 
 
-def initial_folder(init_from: str) -> Path:
-    """Where the weights of a value of `train.init_from` lie."""
-    return learned_folder() if init_from == SHIPPED else tracking.fetch_model(init_from)
+def initial_weights(init_from: str) -> Path:
+    """Where the weights of a value of `train.init_from` lie: the folder of a model, or a safetensors file."""
+    if init_from == SHIPPED:
+        return learned_folder()
+    if not init_from.endswith(WEIGHTS_ENDING):
+        return tracking.fetch_model(init_from)
+    if not Path(init_from).is_file():
+        raise InputError(f"{init_from} is missing: name another model in train.init_from of params.yaml, or null.")
+    return Path(init_from)
+
+
+def _digest(source: Path) -> str:
+    return sha256_of(source) if source.suffix == WEIGHTS_ENDING else tracking.model_digest(source)
 
 
 def named_data(subject: Subject) -> tuple[tuple[str, ...], str | None]:
@@ -257,7 +299,7 @@ def named_data(subject: Subject) -> tuple[tuple[str, ...], str | None]:
 
 
 def with_overrides(train: Train, overrides: Mapping[str, Any]) -> Train:
-    """`train` with the values a trial or a search chose; `network_kwargs.NAME` reaches into the network's arguments.
+    """`train` with the values a trial or a search chose; `network_kwargs.NAME` and `sampling.NAME` reach inside.
 
     Raises
     ------
@@ -266,8 +308,9 @@ def with_overrides(train: Train, overrides: Mapping[str, Any]) -> Train:
     """
     content = train.model_dump()
     for name, value in overrides.items():
-        if name.startswith("network_kwargs."):
-            content["network_kwargs"] = content["network_kwargs"] | {name.removeprefix("network_kwargs."): value}
+        field, _, inside = name.partition(".")
+        if inside and isinstance(content.get(field), dict):
+            content[field] = content[field] | {inside: value}
         else:
             content[name] = value
     try:
@@ -295,7 +338,7 @@ def state_folder(arm: str, stage: str, seed: int, train: Train, chosen: Mapping[
     # A registered model's alias may move, and a folder may be written anew: what they hold counts, not their name.
     starts = {train.init_from, *chosen.get("space", {}).get("init_from", {}).get("choices", ())} - {None}
     for init_from in sorted(starts):
-        digest.update(tracking.model_digest(initial_folder(init_from)).encode())
+        digest.update(_digest(initial_weights(init_from)).encode())
     package = Path(__file__).parents[1]
     for room in CODE:
         for path in sorted([package / room] if room.endswith(".py") else (package / room).rglob("*.py")):

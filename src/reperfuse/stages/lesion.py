@@ -98,7 +98,7 @@ def _objective(params: Params) -> "Objective":
     from reperfuse.stages.lesion_input import operating_point
     from reperfuse.training.fit import KEPT
 
-    about = params.lesion.evaluate.model_dump(include={"probability_threshold", "smallest_ml"})
+    about = params.lesion.evaluate.model_dump(include={"probability_threshold", "smallest_ml", "mirror"})
     usual = operating_point(about)
     thresholds = THRESHOLDS if about["probability_threshold"] is None else (usual.probability_threshold,)
     sizes = SMALLEST_ML if about["smallest_ml"] is None else (usual.smallest_ml,)

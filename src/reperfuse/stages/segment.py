@@ -1,7 +1,6 @@
 """The segment verb: the lesion of one image, as a mask on the grid that the image came on."""
 
-from collections.abc import Callable, Mapping, Sequence
-from itertools import combinations
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +32,7 @@ def segment(
     others: Mapping[str, Path] | None = None,
     brain: Path | None = None,
     probability: Path | None = None,
-    mirror: bool = False,
+    mirror: bool | None = None,
 ) -> None:
     """Write the mask (0 and 1, uint8) and, where asked for, the probability (float32); print volume and count.
 
@@ -50,7 +49,8 @@ def segment(
     brain
         Brain mask, for a model that was trained behind given ones.
     mirror
-        Whether the answers for all eight mirror images are averaged, which takes eight times as long.
+        Whether the answers for all eight mirror images are averaged, which takes eight times as long; None does what
+        the model was scored with.
 
     Raises
     ------
@@ -122,31 +122,12 @@ def lesion_probability(
     trained: TrainedModel[LesionPreprocess],
     *,
     brain: Path | None = None,
-    mirror: bool = False,
+    mirror: bool | None = None,
 ) -> np.ndarray:
     """Probability of lesion on the grid of the first of the images, shape (I, J, K), float32."""
     grid = on_model_grid(images, trained.preprocess, brain)
     array = channels_of(network_input(grid, trained.preprocess)[0], trained)
-    answer = mirrored(trained.predict)(array) if mirror else trained.predict(array)
-    return on_grid_of(next(iter(images.values())), answer, grid)
-
-
-def mirrored(predict: Callable[[np.ndarray], np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:
-    """`predict`, averaged over the eight mirror images of its argument (C, I, J, K), each answer turned back.
-
-    Examples
-    --------
-    >>> first = mirrored(lambda image: image[0] * (np.arange(3) == 0)[:, None, None])
-    >>> first(np.ones((1, 3, 1, 1)))[:, 0, 0].tolist()
-    [0.5, 0.0, 0.5]
-    """
-
-    def mean(array: np.ndarray) -> np.ndarray:
-        flips = [axes for n in range(4) for axes in combinations(range(3), n)]
-        answers = (np.flip(predict(np.flip(array, tuple(axis + 1 for axis in axes)).copy()), axes) for axes in flips)
-        return np.asarray(sum(answers) / len(flips))
-
-    return mean
+    return on_grid_of(next(iter(images.values())), trained.predict(array, mirror=mirror), grid)
 
 
 def _check_outputs(images: Sequence[Path], out: Path, probability: Path | None) -> None:

@@ -12,7 +12,7 @@ from reperfuse import tracking
 from reperfuse.errors import InputError
 from reperfuse.networks import load_network
 from reperfuse.stages import layout
-from reperfuse.training.predict import predict_volume
+from reperfuse.training.predict import mirrored, predict_volume
 
 WINDOW, WHOLE_VOXELS = (128, 128, 128), 4_000_000
 """Volumes above `WHOLE_VOXELS` are predicted in windows, which bounds memory at 1 mm."""
@@ -37,10 +37,18 @@ class TrainedModel(Generic[Preprocess]):
     scored_with: Mapping[str, Any] = field(default_factory=dict)
     """Parameters that entered the scores it was chosen by, such as the threshold of a probability."""
 
-    def predict(self, array: np.ndarray) -> np.ndarray:
-        """Prediction, shape (I, J, K), for a preprocessed image, shape (C, I, J, K), in single precision on the CPU."""
-        window = WINDOW if np.prod(array.shape[1:]) > WHOLE_VOXELS else None
-        return predict_volume(self.network, array, patch_size=window, activation=self.activation, precision="32")
+    def predict(self, array: np.ndarray, *, mirror: bool | None = None) -> np.ndarray:
+        """Prediction, shape (I, J, K), for a preprocessed image, shape (C, I, J, K), in single precision on the CPU.
+
+        `mirror` averages over the eight mirror images; None does so if the model was scored like that.
+        """
+
+        def answer(image: np.ndarray) -> np.ndarray:
+            window = WINDOW if np.prod(image.shape[1:]) > WHOLE_VOXELS else None
+            return predict_volume(self.network, image, patch_size=window, activation=self.activation, precision="32")
+
+        averaged = self.scored_with.get("mirror", False) if mirror is None else mirror
+        return (mirrored(answer) if averaged else answer)(array)
 
 
 def load_model(arm: str, model: str | None, preprocess: type[Preprocess]) -> TrainedModel[Preprocess]:
