@@ -7,7 +7,8 @@ training subjects, each in a process of its own, and prints a Markdown table: me
 bootstrap intervals, parameters, seconds per step, samples seen, peak memory. --peer names the Python of another
 environment that holds nnU-Net v2 (nnunetv2==2.8), which then trains on the same subjects (`nnunet_peer.py`). With
 --samples each sees as many samples, however long it takes. --parts asks what each part of the recipe is worth: the
-recipe without it, or with another in its place.
+recipe without it, or with another in its place, as paired differences. --grid 64 trains on whole volumes downsized to
+64³ voxels, as the study of (2+1)D convolutions did: `--networks unet3d unet2plus1d --grid 128` is its question.
 
 Every mask is the probability above 0.5, and no answer of the first table is averaged over mirror images. Times depend
 on the machine and on what else it does: `taskset -c 1` gives all of them one core. Ours compute in bfloat16 where the
@@ -44,6 +45,7 @@ from reperfuse.training.sampling import Sampling
 
 SCORES = ("dice", "lesion_f1_atlas", "lesion_f1_isles22", "lesion_rq_isles26", "volume_error_ml", "hd95_mm")
 PATCHES: dict[str, Any] = {"batch_size": 2, "foreground_fraction": 0.7}
+WHOLE: dict[str, Any] = {"batch_size": 1, "foreground_fraction": 0.0, "patch_size": None}
 SLICES: dict[str, Any] = {"batch_size": 16, "sampling": Sampling("slices")}
 SMALL = {"widths": [12, 24, 48, 96]}
 
@@ -119,13 +121,13 @@ def patch_edge(spacing_mm: float) -> int:
     return max(8 * round(PATCH_MM / spacing_mm / 8), 16)
 
 
-def one(name: str, subjects: list[Subject], budget: Budget, seed: int, spacing: float) -> dict[str, Any]:
-    """Train and score one entry."""
+def one(name: str, subjects: list[Subject], budget: Budget, seed: int, edge: int | None) -> dict[str, Any]:
+    """Train and score one entry, on patches of `edge` voxels each way or on whole volumes."""
     entry = (ENTRIES | PARTS)[name]
     train, test = halves(subjects, seed)
     settings = COMMON | entry.settings | {"seed": seed}
     if "sampling" not in settings:
-        settings["patch_size"] = (patch_edge(spacing),) * 3
+        settings |= {"patch_size": (edge,) * 3} if edge else WHOLE
 
     def network() -> torch.nn.Module:
         torch.manual_seed(seed)
@@ -152,7 +154,7 @@ def one(name: str, subjects: list[Subject], budget: Budget, seed: int, spacing: 
 
     answer = mirrored(predict) if entry.mirror else predict
     return {
-        "scores": [scores_of(answer(np.asarray(subject.load()[0])), subject, spacing) for subject in test],
+        "scores": [scores_of(answer(np.asarray(subject.load()[0])), subject) for subject in test],
         "parameters": sum(p.numel() for p in done.network.parameters()),
         "steps": steps,
         "step_s": seconds / steps,
@@ -162,37 +164,52 @@ def one(name: str, subjects: list[Subject], budget: Budget, seed: int, spacing: 
     }
 
 
-def peer(
-    python: Path, subjects: list[Subject], budget: Budget, seed: int, spacing_mm: float, folder: Path
-) -> dict[str, Any]:
+def peer(python: Path, subjects: list[Subject], budget: Budget, seed: int, edge: int, folder: Path) -> dict[str, Any]:
     """Train and score nnU-Net in its own environment."""
     train, test = halves(subjects, seed)
     if not folder.exists():
-        export(train, test, folder, spacing_mm)
+        export(train, test, folder, float(spacing_of(train[0])[0]))
     batch = PATCHES["batch_size"]
     length = ["--steps", str(budget.samples // batch)] if budget.samples else ["--minutes", str(budget.minutes)]
     command = [str(python), str(Path(__file__).with_name("nnunet_peer.py")), str(folder), "--no-mirroring", *length]
-    command += ["--patch", *[str(patch_edge(spacing_mm))] * 3, "--batch", str(batch)]
+    command += ["--patch", *[str(edge)] * 3, "--batch", str(batch)]
     command += ["--seed", str(seed), "--threads", str(torch.get_num_threads())]
     subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
     answers = ((predictions(folder, subject.participant_id), subject) for subject in test)
-    return {"scores": [scores_of(answer, subject, spacing_mm) for answer, subject in answers]} | read_json(
-        folder / "done.json"
-    )
+    return {"scores": [scores_of(*pair) for pair in answers]} | read_json(folder / "done.json")
 
 
-def scores_of(probability: np.ndarray, subject: Subject, spacing_mm: float) -> dict[str, float | None]:
+def spacing_of(subject: Subject) -> np.ndarray:
+    """Size of the voxels of a processed subject [mm]."""
+    return np.linalg.norm(np.array(read_json(subject.folder / "subject.json")["affine"])[:3, :3], axis=0)
+
+
+def scores_of(probability: np.ndarray, subject: Subject) -> dict[str, float | None]:
     """Every score of one answer (I, J, K)."""
-    truth = subject.load()[1][0] > 0
-    return lesion_scores(probability > 0.5, truth, (spacing_mm,) * 3, probability=probability)
+    spacing_mm = tuple(map(float, spacing_of(subject)))
+    return lesion_scores(probability > 0.5, subject.load()[1][0] > 0, spacing_mm, probability=probability)
 
 
-def table(found: dict[str, dict[str, Any]]) -> str:
-    """Markdown, a row per network."""
-    heads = ["network", *SCORES, "parameters", "s/step", "samples", "minutes", "peak GB"]
+def table(found: dict[str, dict[str, Any]], against: str | None = None) -> str:
+    """Markdown, a row per network; with `against` also the mean paired difference of Dice to that row."""
+    heads = [
+        "network",
+        *([f"Dice − that of {against}"] if against else []),
+        *SCORES,
+        "parameters",
+        "s/step",
+        "samples",
+        "minutes",
+        "peak GB",
+    ]
     lines = [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
     for name, result in found.items():
         cells = [name]
+        if against:
+            pairs = zip(result["scores"], found[against]["scores"], strict=True)
+            change = [a["dice"] - b["dice"] for a, b in pairs if a["dice"] is not None]
+            low, high = bootstrap_interval(change)
+            cells.append(f"{np.mean(change):+.3f} ({low:+.3f} to {high:+.3f})" if low is not None else "–")
         for metric in SCORES:
             values = [row[metric] for row in result["scores"] if row[metric] is not None]
             low, high = bootstrap_interval(values)
@@ -210,18 +227,24 @@ def main() -> None:
     parser.add_argument("--samples", type=int, help="that each network is trained on, in place of minutes")
     parser.add_argument("--networks", nargs="*", choices=[*ENTRIES, PEER])
     parser.add_argument("--parts", nargs="*", choices=PARTS, help="of the recipe; alone: all of them")
+    parser.add_argument("--grid", type=int, help="voxels along each axis of whole volumes, in place of patches")
     parser.add_argument("--peer", type=Path, help="Python of an environment with nnU-Net v2")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     asked = parser.parse_args()
     budget = Budget(asked.minutes, asked.samples)
     names = asked.networks or [*ENTRIES, *([PEER] if asked.peer else [])]
     if asked.parts is not None:
-        names = asked.parts or list(PARTS)
+        names = list(dict.fromkeys(["the recipe", *(asked.parts or PARTS)]))
+    edge = None if asked.grid else patch_edge(asked.spacing)
+    if edge is None and PEER in names:
+        parser.error("nnU-Net trains on patches: leave --grid out")
     with tempfile.TemporaryDirectory() as room:
         out = asked.out or Path(room)
-        subjects = make_cohort(out, asked.real, asked.subjects, asked.seed, asked.spacing, asked.skull_strip)
+        subjects = make_cohort(
+            out, asked.real, asked.subjects, asked.seed, asked.spacing, asked.skull_strip, asked.grid
+        )
         if asked.one:
-            print(json.dumps(one(asked.one, subjects, budget, asked.seed, asked.spacing)))
+            print(json.dumps(one(asked.one, subjects, budget, asked.seed, edge)))
             return
         spent = f"{budget.samples}-samples" if budget.samples else f"{budget.minutes:g}-min"
         kept = out / "networks" / subjects[0].folder.parent.name / spent
@@ -231,13 +254,13 @@ def main() -> None:
             result = kept / f"{name}.json"
             if not result.exists():
                 if name == PEER:
-                    made = peer(asked.peer, subjects, budget, asked.seed, asked.spacing, kept / "nnunet")
+                    made = peer(asked.peer, subjects, budget, asked.seed, edge, kept / "nnunet")
                 else:
                     command = [sys.executable, __file__, *sys.argv[1:], "--out", str(out), "--one", name]
                     made = json.loads(subprocess.check_output(command, text=True).splitlines()[-1])
                 result.write_text(json.dumps(made))
             found[name] = json.loads(result.read_text())
-            print(table(found), flush=True)
+            print(table(found, "the recipe" if asked.parts is not None else None), flush=True)
 
 
 if __name__ == "__main__":

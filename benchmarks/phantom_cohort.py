@@ -51,18 +51,31 @@ TEST_SHARE = 2 / 7
 
 
 def make_cohort(
-    out: Path, real: Path | None, count: int, seed: int, spacing_mm: float, skull_strip: str = "none"
+    out: Path,
+    real: Path | None,
+    count: int,
+    seed: int,
+    spacing_mm: float,
+    skull_strip: str = "none",
+    grid: int | None = None,
 ) -> list[Subject]:
-    """A processed folder per subject, as `reperfuse preprocess lesion` leaves it; folders there are left alone."""
+    """A processed folder per subject, as `reperfuse preprocess lesion` leaves it; folders there are left alone.
+
+    With `grid` the whole field of view is downsized to so many voxels along each axis, whatever their size.
+    """
     from reperfuse.preprocessing.geometry import resample
 
-    settings = LesionPreprocess.model_validate({"spacing_mm": spacing_mm, "skull_strip": skull_strip})
+    shape = (grid,) * 3 if grid else None
+    settings = LesionPreprocess.model_validate(
+        {"spacing_mm": spacing_mm, "skull_strip": skull_strip, "grid_shape": shape}
+    )
     plan = dict(
         real_lesion_plan(count, seed, real, centres=CENTRES)
         if real
         else lesion_plan(count, seed, floor_ml=0.0, centres=CENTRES)
     )
-    out = out / f"{'real' if real else 'phantoms'}-{count}-seed-{seed}-{spacing_mm:g}mm-{skull_strip}"
+    size = f"{grid}-voxels" if grid else f"{spacing_mm:g}mm"
+    out = out / f"{'real' if real else 'phantoms'}-{count}-seed-{seed}-{size}-{skull_strip}"
     subjects = []
     for folder, how in track(plan.items(), description="make cohort"):
         name = Path(folder).name
