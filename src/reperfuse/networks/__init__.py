@@ -77,7 +77,8 @@ def build_network(name: str, **kwargs: Any) -> nn.Module:
         one_of(f"{name} argument", key, inspect.signature(constructor).parameters)
     network = constructor(**kwargs)
     thick = any(isinstance(layer, nn.Conv3d) and layer.kernel_size[2] > 1 for layer in network.modules())
-    return network.to(memory_format=torch.channels_last_3d) if thick else network
+    # PyTorch's annotations know of images only.
+    return network.to(memory_format=torch.channels_last_3d) if thick else network  # type: ignore[call-overload]
 
 
 def keras_parameter_count(network: nn.Module) -> int:

@@ -1,7 +1,8 @@
 """Convolution blocks, normalisation layers and paddings the networks are built from."""
 
 from collections.abc import Callable, Iterable
-from functools import partial
+from functools import partial, wraps
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +35,19 @@ NORMALISATIONS: dict[str, Callable[[int], nn.Module]] = {
     "none": lambda channels: nn.Identity(),
 }
 """Name to layer of `channels`; all but "none" have a learned scale and shift per channel."""
+
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+def slices_too(forward: Callable[[Network, Tensor], Tensor]) -> Callable[[Network, Tensor], Tensor]:
+    """`forward` of volumes (B, C, I, J, K), which then takes slices (B, C, I, J) too: volumes one voxel thick."""
+
+    @wraps(forward)
+    def of_either(self: Network, image: Tensor) -> Tensor:
+        return forward(self, image.unsqueeze(-1)).squeeze(-1) if image.ndim == 4 else forward(self, image)
+
+    return of_either
 
 
 Kernel = int | tuple[int, int, int]

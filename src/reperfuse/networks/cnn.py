@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from reperfuse.errors import InputError
-from reperfuse.networks.blocks import cropped, padded
+from reperfuse.networks.blocks import cropped, padded, slices_too
 
 SHRINK = 4
 """The features are this much coarser than the slice along both axes: two poolings."""
@@ -92,10 +92,9 @@ class Cnn8(nn.Module):
         xavier(self)
         nn.init.constant_(self.last.bias, output_bias)  # type: ignore[arg-type]
 
+    @slices_too
     def forward(self, image: Tensor) -> Tensor:
         """Logits of shape (B, 1, I, J, K) for an image (B, C, I, J, K); a slice (B, C, I, J) gives (B, 1, I, J)."""
-        if image.ndim == 4:
-            return self.forward(image.unsqueeze(-1)).squeeze(-1)
         size = image.shape[2:]
         features = self.layers(padded(image, (SHRINK, SHRINK, 1)))
         return cropped(stretched(self.last(features)), size)

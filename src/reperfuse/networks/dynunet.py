@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from reperfuse.errors import InputError
-from reperfuse.networks.blocks import cropped, one_of, padded
+from reperfuse.networks.blocks import cropped, one_of, padded, slices_too
 
 LAYERS: dict[str, str | tuple[str, dict[str, int | bool]]] = {
     "batch": "BATCH",
@@ -119,10 +119,9 @@ class DynUNet(nn.Module):
             features.append(merge(features[-1], skips.pop()))
         return features[::-1]
 
+    @slices_too
     def forward(self, image: Tensor) -> Tensor:
         """Logits of shape (B, 1, I, J, K) for an image (B, C, I, J, K); a slice (B, C, I, J) gives (B, 1, I, J)."""
-        if image.ndim == 4:
-            return self.forward(image.unsqueeze(-1)).squeeze(-1)
         return cropped(self.last(self._features(image)[0]), image.shape[2:])
 
     def heads(self, image: Tensor) -> list[Tensor]:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from reperfuse.errors import InputError
-from reperfuse.networks.blocks import cropped, normaliser, padded
+from reperfuse.networks.blocks import cropped, normaliser, padded, slices_too
 from reperfuse.networks.cnn import SHRINK, stretched, xavier
 
 SLOPE = 0.1
@@ -114,10 +114,9 @@ class ResNet20(nn.Module):
         xavier(self)
         nn.init.constant_(self.last.bias, output_bias)  # type: ignore[arg-type]
 
+    @slices_too
     def forward(self, image: Tensor) -> Tensor:
         """Logits of shape (B, 1, I, J, K) for an image (B, C, I, J, K); a slice (B, C, I, J) gives (B, 1, I, J)."""
-        if image.ndim == 4:
-            return self.forward(image.unsqueeze(-1)).squeeze(-1)
         size = image.shape[2:]
         features = self.units(self.first(padded(image, (SHRINK, SHRINK, 1))))
         features = functional.leaky_relu(self.head(functional.leaky_relu(features, SLOPE)), SLOPE)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from reperfuse.errors import InputError
+from reperfuse.networks.blocks import slices_too
 from reperfuse.networks.unet import UNet
 
 TYPICAL_TMAX_S = 3.0
@@ -30,10 +31,9 @@ class Voxelwise(nn.Module):
         self.layers = nn.Sequential(*layers)
         nn.init.constant_(self.layers[-1].bias, output_bias)  # type: ignore[arg-type]
 
+    @slices_too
     def forward(self, image: Tensor) -> Tensor:
         """Values of shape (B, 1, I, J, K) for an image (B, C, I, J, K); a slice (B, C, I, J) gives (B, 1, I, J)."""
-        if image.ndim == 4:
-            return self.forward(image.unsqueeze(-1)).squeeze(-1)
         return self.layers(image)
 
 

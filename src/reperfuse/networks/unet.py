@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from reperfuse.errors import InputError
-from reperfuse.networks.blocks import BLOCKS, LEAD_DOWN, cropped, one_of, padded
+from reperfuse.networks.blocks import BLOCKS, LEAD_DOWN, cropped, one_of, padded, slices_too
 
 PUBLISHED_WIDTHS = (32, 64, 128, 256, 512)
 """Channels per level of the published U-Nets, 2D and (2+1)D."""
@@ -123,10 +123,9 @@ class UNet(nn.Module):
         self.last = nn.Conv3d(widths[0], 1, 1)
         nn.init.constant_(self.last.bias, output_bias)  # type: ignore[arg-type]
 
+    @slices_too
     def forward(self, image: Tensor) -> Tensor:
         """Logits of shape (B, 1, I, J, K) for an image (B, C, I, J, K); a slice (B, C, I, J) gives (B, 1, I, J)."""
-        if image.ndim == 4:
-            return self.forward(image.unsqueeze(-1)).squeeze(-1)
         size = image.shape[2:]
         i, j, k = (step ** len(self.down) for step in self.step)
         skips = [self.first(padded(image, (i, j, k)))]

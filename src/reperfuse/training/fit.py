@@ -1,13 +1,11 @@
 """One training, from the first epoch or from where a killed one stopped."""
 
 import json
-import logging
 import os
 import signal
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,17 +13,8 @@ from typing import Any
 import lightning
 import numpy as np
 import torch
-from lightning.pytorch.utilities.warnings import PossibleUserWarning
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-    track,
-)
+from rich.progress import track
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -34,6 +23,7 @@ from reperfuse.training.checks import check_shapes, check_subjects
 from reperfuse.training.losses import ACTIVATIONS, SEGMENTATION_LOSSES
 from reperfuse.training.module import TrainingModule
 from reperfuse.training.predict import device_of, precision_of, predict_volume
+from reperfuse.training.progress import TrainingBar, quiet
 from reperfuse.training.samples import EpochSampler, PatchSamples, Subject
 from reperfuse.training.sampling import Sampling
 
@@ -309,44 +299,6 @@ _MAY_CHANGE = ("accelerator", "precision", "num_workers", "predict_patch_size")
 """Settings a training may go on under although they differ: they move rounding or time, not the experiment."""
 
 
-class TrainingBar(lightning.Callback):
-    """Epoch and loss as a bar on a terminal; elsewhere a line for every tenth of the epochs."""
-
-    def __init__(self, epochs: int, steps: int) -> None:
-        self.epochs, self.steps = epochs, steps
-        self.console = Console(stderr=True)
-        self.bar: Progress | None = None
-
-    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Draw the bar, on a terminal."""
-        if not self.console.is_terminal:
-            return
-        columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()]
-        self.bar = Progress(*columns, TimeRemainingColumn(), console=self.console)
-        self.bar.start()
-        self.task = self.bar.add_task("training", total=self.epochs * self.steps, completed=trainer.global_step)
-
-    def on_train_batch_end(self, trainer: lightning.Trainer, *_: Any) -> None:
-        """Move it on by one step."""
-        if self.bar:
-            self.bar.advance(self.task)
-
-    def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Say the epoch and its loss."""
-        epoch = trainer.current_epoch + 1
-        text = f"epoch {epoch}/{self.epochs}  loss {float(trainer.callback_metrics['loss']):.4f}"
-        if self.bar:
-            self.bar.update(self.task, description=text)
-        elif epoch == self.epochs or epoch % max(1, self.epochs // 10) == 0:
-            self.console.print(text, highlight=False)
-
-    def _stop(self, *_: Any) -> None:
-        if self.bar:
-            self.bar.stop()
-
-    on_train_end = on_exception = _stop  # type: ignore[assignment]
-
-
 def undefined_as_nan(metrics: Mapping[str, float | None]) -> dict[str, float]:
     """Scores as plain floats: NumPy's scalars would make a checkpoint that only unpickling could read."""
     return {name: float("nan") if value is None else float(value) for name, value in metrics.items()}
@@ -406,20 +358,3 @@ def _run(trainer: lightning.Trainer, module: TrainingModule, loader: DataLoader,
         if isinstance(error.__context__, KeyboardInterrupt):
             raise KeyboardInterrupt from None
         raise
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Lightning's hints about workers, devices and hosted services kept from the terminal."""
-    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
-    levels = [logger.level for logger in loggers]
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", category=PossibleUserWarning)
-        warnings.filterwarnings("ignore", module="lightning")
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
-        try:
-            yield
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)

@@ -12,8 +12,8 @@ from reperfuse.networks.arrival import ArrivalNetwork
 from reperfuse.perfusion.matched import N_FEATURES
 from reperfuse.phantoms.curves import TRAINING, Population
 from reperfuse.training.curves import CurveBatches, curve_samples
-from reperfuse.training.fit import TrainingBar, quiet
 from reperfuse.training.module import TrainingModule
+from reperfuse.training.progress import TrainingBar, quiet
 from reperfuse.training.samples import EpochSampler
 
 
