@@ -92,11 +92,10 @@ def test_two_workers_search_across_networks_and_a_killed_search_is_carried_on(
     kill_at(begun(spare, "tune", "lesion"), "trial 3:")
     spare.run("reperfuse", "tune", "lesion")
     trials = pd.read_csv(spare.root / "results/lesion/tune/trials.csv")
-    done = trials[trials["state"].isin(["complete", "pruned"])]
-    assert sorted(zip(done["network"], done["learning_rate"], strict=True)) == sorted(
+    assert set(trials["state"]) <= {"complete", "pruned"} and 1 <= trials["continues"].notna().sum() <= 2
+    assert sorted(zip(trials["network"], trials["learning_rate"], strict=True)) == sorted(
         (network, rate) for network in networks for rate in (0.002, 0.01)
     )
-    assert (trials["state"] == "failed").sum() == trials["continues"].notna().sum()
     (study,) = set(studies(spare, monkeypatch, "study")) - before
     of_trials = studies(spare, monkeypatch, "trial")
     under = [run for run, parent in of_trials.items() if parent == study]
