@@ -43,7 +43,7 @@ from reperfuse.training.predict import mirrored, predict_volume
 from reperfuse.training.samples import Subject
 from reperfuse.training.sampling import Sampling
 
-SCORES = ("dice", "lesion_f1_atlas", "lesion_f1_isles22", "lesion_rq_isles26", "volume_error_ml", "hd95_mm")
+SCORES = ("dice", "pr_auc", "lesion_f1_atlas", "lesion_f1_isles22", "lesion_rq_isles26", "volume_error_ml", "hd95_mm")
 PATCHES: dict[str, Any] = {"batch_size": 2, "foreground_fraction": 0.7}
 WHOLE: dict[str, Any] = {"batch_size": 1, "foreground_fraction": 0.0, "patch_size": None}
 SLICES: dict[str, Any] = {"batch_size": 16, "sampling": Sampling("slices")}

@@ -4,8 +4,8 @@
 
 prints a Markdown table: for each lesion network the median time of one step (forward with all heads, backward, AdamW)
 on a batch of two patches, or of as many voxels in slices, in each of the four ways, and how many times faster the way
-that `networks.build_network` and `train.precision: auto` take is than plain single precision. The ways take turns within
-a round, so that a machine whose speed drifts is fair to all of them.
+that `networks.build_network` and `train.precision: auto` take is than plain single precision. The ways take turns in
+each round, so that a machine whose speed drifts is fair to all of them.
 """
 
 import argparse
