@@ -116,3 +116,21 @@ def studies(workspace: Workspace, monkeypatch: pytest.MonkeyPatch, kind: str) ->
     assert experiment is not None
     runs = store.search_runs([experiment.experiment_id], f"tags.kind = '{kind}'", max_results=1000)
     return {run.info.run_id: run.data.tags.get("mlflow.parentRunId") for run in runs}
+
+
+def test_a_training_starts_from_a_registered_model_and_says_so(spare: Workspace) -> None:
+    folder = spare.root / "models/lesion"
+    best = spare.root / "results/lesion/tune/best.json"
+    content = json.loads(best.read_text(encoding="utf-8"))
+    best.write_text(json.dumps(content | {"overrides": {}}), encoding="utf-8")
+    spare.run("reperfuse", "promote", "lesion")
+    registered = json.loads((folder / "model.json").read_text(encoding="utf-8"))
+    start = {"init_from": "models:/lesion/1", "epochs": 1, "learning_rate": 1e-9}
+    spare.edit_params(lambda params: params["lesion"]["train"].update(start))
+    said = spare.run("reperfuse", "train", "lesion").stdout
+    described = json.loads((folder / "model.json").read_text(encoding="utf-8"))
+    init = described["extra"]["init"]
+    assert described["kwargs"] == registered["kwargs"] and init["fitted"] == init["total"] and init["anew"] == []
+    assert f"{init['total']} of {init['total']} tensors start from models:/lesion/1\n" in said
+    run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    assert run["params"]["init/fitted"] == str(init["total"])
