@@ -17,9 +17,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reperfuse.errors import InputError
+from reperfuse.evaluation.metrics import METRICS
+from reperfuse.evaluation.trials import readable_rows
 from reperfuse.params import LesionParams, Params, load_params
-from reperfuse.stages.experiment import brought, readable_rows, trials_table
+from reperfuse.stages.experiment import Part, brought, holdout_tables
 from reperfuse.stages.presets import Preset, find_preset, merged, preset_params, presets, read_preset, set_param_words
+from reperfuse.stages.searched import trials_of
 
 NAMES = sorted(presets(ROOT))
 BOTH_SIZES = [pytest.param(name, small, id=f"{name}{'-small' * small}") for name in NAMES for small in (False, True)]
@@ -160,6 +163,15 @@ def test_the_published_lesion_studies_are_as_published() -> None:
     assert choices(residual) == {"network": {"unet2d", "resunet2d"}}
 
 
+@pytest.mark.parametrize(("name", "small"), BOTH_SIZES)
+def test_the_scores_that_a_preset_shows_first_exist_and_begin_with_the_one_that_chooses(name: str, small: bool) -> None:
+    from reperfuse.evaluation.trials import known_metrics
+
+    preset = read_preset(find_preset(ROOT, name))
+    shown = known_metrics(getattr(of(name, small), preset.arm).report.metrics)
+    assert shown[:1] == ["dice"] if preset.arm == "lesion" else not shown
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_small_trains_for_fewer_epochs_on_fewer_folds(name: str) -> None:
     arm = read_preset(find_preset(ROOT, name)).arm
@@ -241,7 +253,7 @@ def trial(number: int, value: float, **more: object) -> dict:
 def test_trials_and_baselines_stand_in_one_table_best_first(tmp_path: Path) -> None:
     trials = [trial(0, math.nan, ssim=math.nan), trial(1, 2.5, ssim=0.7), trial(2, 1.5, ssim=0.8)]
     baselines = [{"method": "baseline_osvd", "rmse_s": 2.0, "ssim": 0.75}]
-    table = trials_table(tuned(tmp_path, "rmse_s", trials, baselines), ["loss"])
+    table = trials_of(tuned(tmp_path, "rmse_s", trials, baselines), ["loss"])
     assert table["name"].tolist() == [2, "baseline_osvd", 1, 0]
     assert table["kind"].tolist() == ["trial", "baseline", "trial", "trial"]
     assert table["rmse_s"].dropna().is_monotonic_increasing
@@ -249,28 +261,84 @@ def test_trials_and_baselines_stand_in_one_table_best_first(tmp_path: Path) -> N
 
 
 def test_where_higher_is_better_the_highest_comes_first(tmp_path: Path) -> None:
-    table = trials_table(tuned(tmp_path, "dice", [trial(0, 0.4), trial(1, 0.6)], None), ["loss"])
+    table = trials_of(tuned(tmp_path, "dice", [trial(0, 0.4), trial(1, 0.6)], None), ["loss"])
     assert table["dice"].tolist() == [0.6, 0.4]
 
 
 def test_the_readable_table_says_units_and_leaves_out_what_is_empty(tmp_path: Path) -> None:
-    headings, rows = readable_rows(trials_table(tuned(tmp_path, "rmse_s", [trial(7, 1.23456)], None), ["loss"]))
+    headings, rows = readable_rows(trials_of(tuned(tmp_path, "rmse_s", [trial(7, 1.23456)], None), ["loss"]))
     assert headings == ["kind", "name", "loss", "RMSE [s]", "state"]
     assert rows == [["trial", "7", "mse", "1.23", "complete"]]
 
 
+def test_the_scores_that_lead_come_first_and_may_come_alone(tmp_path: Path) -> None:
+    trials = [trial(0, 0.4, auc=0.9, hd95_mm=8.0, iou=0.25), trial(1, 0.6, auc=0.8, hd95_mm=9.0, iou=0.43)]
+    table = trials_of(tuned(tmp_path, "dice", trials, None), ["loss"], lead=["dice", "iou"])
+    assert [name for name in table if name in METRICS] == ["dice", "iou", "hd95_mm", "auc"]
+    headings, rows = readable_rows(table, ["iou"])
+    assert headings == ["kind", "name", "loss", "IoU", "state"] and rows[0] == [
+        "trial",
+        "1",
+        "mse",
+        "0.430",
+        "complete",
+    ]
+
+
+def summary(folder: Path, name: str, rows: list[dict]) -> None:
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    pd.DataFrame(rows).to_csv(folder / name, index=False)
+
+
+def test_the_holdout_and_its_thick_slices_follow_the_model_first(tmp_path: Path) -> None:
+    best = {"overrides": {"loss": "dice"}, "rivals_by": "loss", "rivals": {"bce": {}}}
+    (tmp_path / "best.json").write_text(json.dumps(best), encoding="utf-8")
+    assert holdout_tables(tmp_path, "thickness_mm", []) == []
+    rows = [
+        {"method": method, "metric": metric, "mean": mean}
+        for method, metric, mean in [
+            ("rival_bce", "dice", 0.41),
+            ("model", "dice", 0.52),
+            ("rival_bce", "hd95_mm", 12.3),
+            ("model", "hd95_mm", math.nan),
+        ]
+    ]
+    summary(tmp_path, "holdout/summary.csv", rows)
+    at = [{**row, "thickness_mm": level, "axis": "k"} for level in (1.0, 10.0) for row in rows]
+    summary(tmp_path, "resolution/curve.csv", at)
+    first, second = holdout_tables(tmp_path, "thickness_mm", ["hd95_mm"])
+    assert first == Part(
+        "Hold-out", ["method", "HD95 [mm]", "Dice"], [["Model (dice)", "–", "0.520"], ["Rival bce", "12.30", "0.410"]]
+    )
+    assert holdout_tables(tmp_path, "thickness_mm", ["dice"], alone=True)[0].headings == ["method", "Dice"]
+    assert (second.title, second.headings[:2]) == ("Hold-out, slices along k", ["Slice thickness [mm]", "method"])
+    assert [row[:2] for row in second.rows] == [
+        ["1", "Model (dice)"],
+        ["1", "Rival bce"],
+        ["10", "Model (dice)"],
+        ["10", "Rival bce"],
+    ]
+
+
 def test_nothing_is_brought_of_stages_that_did_not_run() -> None:
-    assert {"trials.csv", "report.html", "holdout/summary.csv"} <= set(brought(Preset(description="a", arm="lesion")))
+    assert {"trials.csv", "report.html", "holdout/summary.csv", "resolution/curve.csv"} <= set(
+        brought(Preset(description="a", arm="lesion"))
+    )
     names = set(brought(Preset(description="a", arm="lesion", until="tune")))
     assert "trials.csv" in names and not names & {"report.html", "holdout/summary.csv"}
 
 
 def test_a_metric_without_a_note_is_an_error_and_no_baseline_is_needed(tmp_path: Path) -> None:
-    table = trials_table(tuned(tmp_path, "rmse", [trial(0, 3.0), trial(1, 2.0)], []), ["loss"])
+    table = trials_of(tuned(tmp_path, "rmse", [trial(0, 3.0), trial(1, 2.0)], []), ["loss"])
     assert table["rmse"].tolist() == [2.0, 3.0] and set(table["kind"]) == {"trial"}
 
 
 # ---- the command ----------------------------------------------------------------------------------------------------
+def test_a_score_that_does_not_exist_is_refused_before_anything_runs(bare: Workspace) -> None:
+    written(bare.root, f"{TINY}  report: {{metrics: [rmse_z]}}\n")
+    assert "report.metrics names rmse_z, which is no score; did you mean rmse_s?" in refusal(bare, "mine", "--small")
+
+
 def refusal(workspace: Workspace, *words: str) -> str:
     done = workspace.run("reperfuse", "experiment", *words, check=False)
     lines = [line for line in done.stderr.splitlines() if line.strip()]
@@ -362,3 +430,74 @@ def test_the_published_study_runs_small_and_a_second_time_from_the_cache(ingeste
     assert {"mae_s", "ssim", "dice", "volume_difference_ml", "mse_s2"} <= set(table)
     assert set(table.loc[table["kind"] == "baseline", "name"]) >= {"baseline_osvd", "baseline_ssvd"}
     assert "Running stage" not in workspace.run("reperfuse", "experiment", "tmax_cnn", "--small").stdout
+
+
+LESION = [name for name in NAMES if read_preset(find_preset(ROOT, name)).arm == "lesion"]
+
+
+@pytest.fixture(scope="module")
+def lesions(ingested: Workspace, tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """A copy of the ingested workspace with all presets, which the tests below share."""
+    root = tmp_path_factory.mktemp("lesions") / "workspace"
+    shutil.copytree(ingested.root, root, symlinks=True)
+    shutil.copytree(ROOT / "experiments", root / "experiments", dirs_exist_ok=True)
+    return Workspace(root)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LESION)
+def test_a_lesion_study_runs_small_and_ends_in_its_own_table_in_the_report_and_in_mlflow(
+    lesions: Workspace, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from reperfuse import tracking
+
+    asked = of(name, small=True).lesion
+    said = lesions.run("reperfuse", "experiment", name, "--small").stdout
+    folder = lesions.root / "experiments" / "results" / f"{name}-small"
+
+    table = pd.read_csv(folder / "table.csv")
+    assert set(table["state"]) == {"complete"} and len(table) == asked.tune.n_trials
+    assert set(asked.tune.space) | set(asked.report.metrics) <= set(table)
+    assert table[list(asked.tune.space)].drop_duplicates().shape[0] == len(table)
+    assert table["dice"].is_monotonic_decreasing and table["dice"].between(0, 1).all()
+    for row in zip(*(table[key] for key in asked.tune.space), strict=True):
+        assert all(str(value) in (folder / "table.md").read_text(encoding="utf-8") for value in row[:1])
+
+    choices = asked.tune.space[asked.tune.rivals]["choices"] if asked.tune.rivals else []
+    methods = {"model", "baseline_empty", "baseline_threshold"}
+    judged = pd.read_csv(folder / "holdout" / "summary.csv").pivot(index="method", columns="metric", values="mean")
+    assert set(judged.index) > methods if choices else set(judged.index) == methods
+    assert len(judged.index) == len(methods) + max(0, len(choices) - 1)
+    assert judged.loc[judged.index.difference(["baseline_empty"]), list(asked.report.metrics)].notna().all(axis=None)
+    thick = pd.read_csv(folder / "resolution" / "curve.csv")
+    assert set(thick["thickness_mm"]) == set(asked.resolution.thickness_mm)
+
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    from reperfuse.evaluation.figures import method_label, metric_label
+
+    assert "The search, best first" in page and page.count("<figure>") >= 6
+    for word in [*map(metric_label, asked.report.metrics), *map(method_label, judged.index), *map(str, choices)]:
+        assert word in page and word in said + (folder / "table.md").read_text(encoding="utf-8")
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{lesions.root}/mlruns/mlflow.db")
+    store = tracking.client()
+    experiment = store.get_experiment_by_name("lesion")
+    assert experiment is not None
+    runs = {
+        kind: store.search_runs(
+            [experiment.experiment_id], f"tags.kind = '{kind}' and tags.experiment = '{name}-small'", max_results=1000
+        )
+        for kind in ("study", "trial", "fold", "model", "rival")
+    }
+    (study,), (model,) = runs["study"], runs["model"]
+    trials = {run.info.run_id: run for run in runs["trial"]}
+    assert {run.data.tags["mlflow.parentRunId"] for run in trials.values()} == {study.info.run_id}
+    assert {run.data.tags["mlflow.parentRunId"] for run in runs["fold"]} == set(trials)
+    assert len(trials) == asked.tune.n_trials and len(runs["fold"]) == len(trials) * asked.folds.n_folds
+    assert {f"cv/{metric}" for metric in asked.report.metrics} <= set(study.data.metrics)
+    for run in trials.values():
+        assert {f"cv/{metric}_mean" for metric in ("dice", "iou")} <= set(run.data.metrics)
+    assert {f"holdout/{metric}" for metric in asked.report.metrics} <= set(model.data.metrics)
+    assert len(runs["rival"]) == max(0, len(choices) - 1)
+    assert [entry.path for entry in store.list_artifacts(study.info.run_id, "tables")] == ["tables/trials.csv"]
+    assert [entry.path for entry in store.list_artifacts(model.info.run_id, "report")] == ["report/lesion.html"]

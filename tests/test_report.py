@@ -17,6 +17,7 @@ from reperfuse.evaluation.report import RESEARCH_USE, image_uri, render_report
 from reperfuse.evaluation.resolution import curve, resolution_study, study_table
 from reperfuse.evaluation.summary import ranked_subjects
 from reperfuse.evaluation.tables import resolution_tables, strata_table
+from reperfuse.evaluation.trials import trials_table
 
 SPACING = {"lesion": (3.0, 3.0, 3.0), "perfusion": (4.0, 4.0, 6.0)}
 METHODS = {
@@ -124,7 +125,12 @@ def fake_study(arm: str, n: int = 8) -> dict[str, Any]:
         "scores": scores,
         "figures": pictures,
         "cross_validation": validation,
-        "trials": pd.DataFrame({"number": [0, 1], "value": [0.7, 0.74], "params_learning_rate": [1e-3, 3e-4]}),
+        "trials": trials_table(
+            pd.DataFrame({"number": [0, 1], "state": "complete", "value": [0.7, 0.74], "learning_rate": [1e-3, 3e-4]}),
+            None,
+            metric=metric,
+            searched=["learning_rate"],
+        ),
         "chosen": {"network": "unet3d", "network_kwargs": {"widths": [8, 16, 32, 64]}, "learning_rate": 3e-4},
         "resolution": resolution,
         "lineage": {"code revision": "0" * 40, "data revision": "md5 " + "a" * 32, "seed": 0,

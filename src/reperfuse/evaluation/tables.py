@@ -295,23 +295,6 @@ def _difference_table(differences: pd.DataFrame, metric: str, level_name: str, w
     }
 
 
-def plain_table(caption: str, frame: pd.DataFrame, most: int = 30) -> Table:
-    """A table as it is, its first rows."""
-
-    def cell(value: Any) -> str:
-        if isinstance(value, float | np.floating):
-            return "–" if not np.isfinite(value) else f"{value:.4g}"
-        return "–" if value is None else str(value)
-
-    shown = frame.head(most)
-    left_out = f" (first {most} of {len(frame)})" if len(frame) > most else ""
-    return {
-        "caption": caption + left_out,
-        "columns": [str(column).replace("params_", "") for column in frame],
-        "rows": [[cell(value) for value in row] for row in shown.itertuples(index=False)],
-    }
-
-
 def pairs_table(caption: str, pairs: Mapping[str, Any]) -> Table:
     """Names and values, nested mappings flattened with dots."""
 

@@ -267,6 +267,6 @@ def report(params: Params) -> None:
         level_name="thickness_mm",
         sizes="lesion_volume_ml",
         overlay=overlay,
-        n_overlays=params.lesion.report.n_overlays,
+        settings=params.lesion.report,
         bootstrap=params.bootstrap(ARM),
     )
