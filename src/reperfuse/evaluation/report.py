@@ -41,7 +41,7 @@ FEW_SUBJECTS = 12
 
 ARMS: dict[str, dict[str, Any]] = {
     "lesion": {
-        "question": "Where is the stroke lesion? A network marks it on a T1-weighted scan; drawn masks are the truth.",
+        "question": "Where is the stroke lesion? A network marks it on MRI; drawn masks are the truth.",
         "headline": ("dice", "lesion_f1_isles22", "hd95_mm", "volume_difference_ml"),
         "level_name": "thickness_mm",
         "against": "baseline_threshold",
