@@ -16,7 +16,9 @@ from dvc.utils.hydra import apply_overrides
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from reperfuse import tracking
 from reperfuse.errors import InputError
+from reperfuse.evaluation.figures import method_label, metric_label
 from reperfuse.evaluation.metrics import METRICS
 from reperfuse.evaluation.trials import readable_rows
 from reperfuse.params import LesionParams, Params, load_params
@@ -145,6 +147,8 @@ def test_the_published_lesion_studies_are_as_published() -> None:
     assert (isles.preprocess.normalisation, isles.folds.holdout_fraction, isles.train.epochs) == ("none", 0.2, 20)
     assert isles.train.network_kwargs["widths"] == [32, 64, 128, 256, 512]
     assert choices(isles) == {"network": {"unet3d", "unet2plus1d"}, "loss": {"dice_bce", "bce_generalized_dice"}}
+    tried = of("isles22_unet_2plus1d", small=True).lesion.preprocess
+    assert set(tried.modalities) == {"dwi", "adc", "flair", "t1w"}, "--small runs on ISLES and on the demo alike"
 
     slices = of("atlas_resnet20", small=False).lesion
     assert sorted(slices.train.patch_size) == [1, 196, 232] and slices.train.sampling.kind == "slices"
@@ -394,8 +398,6 @@ def files(root: Path) -> dict[str, bytes]:
 def test_an_experiment_ends_in_one_table_and_a_page_and_leaves_the_workspace_alone(
     spare: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from reperfuse import tracking
-
     written(spare.root, TINY)
     before = files(spare.root)
     said = spare.run("reperfuse", "experiment", "mine", "--small").stdout
@@ -449,55 +451,46 @@ def lesions(ingested: Workspace, tmp_path_factory: pytest.TempPathFactory) -> Wo
 def test_a_lesion_study_runs_small_and_ends_in_its_own_table_in_the_report_and_in_mlflow(
     lesions: Workspace, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from reperfuse import tracking
-
     asked = of(name, small=True).lesion
+    shown, searched = list(asked.report.metrics), list(asked.tune.space)
+    choices = asked.tune.space[asked.tune.rivals]["choices"] if asked.tune.rivals else []
     said = lesions.run("reperfuse", "experiment", name, "--small").stdout
     folder = lesions.root / "experiments" / "results" / f"{name}-small"
 
     table = pd.read_csv(folder / "table.csv")
-    assert set(table["state"]) == {"complete"} and len(table) == asked.tune.n_trials
-    assert set(asked.tune.space) | set(asked.report.metrics) <= set(table)
-    assert table[list(asked.tune.space)].drop_duplicates().shape[0] == len(table)
-    assert table["dice"].is_monotonic_decreasing and table["dice"].between(0, 1).all()
-    for row in zip(*(table[key] for key in asked.tune.space), strict=True):
-        assert all(str(value) in (folder / "table.md").read_text(encoding="utf-8") for value in row[:1])
+    assert len(table) == asked.tune.n_trials and set(table["state"]) == {"complete"}
+    assert not table[searched].duplicated().any() and table["dice"].is_monotonic_decreasing
+    assert table["dice"].between(0, 1).all() and set(shown) <= set(table)
 
-    choices = asked.tune.space[asked.tune.rivals]["choices"] if asked.tune.rivals else []
-    methods = {"model", "baseline_empty", "baseline_threshold"}
     judged = pd.read_csv(folder / "holdout" / "summary.csv").pivot(index="method", columns="metric", values="mean")
-    assert set(judged.index) > methods if choices else set(judged.index) == methods
-    assert len(judged.index) == len(methods) + max(0, len(choices) - 1)
-    assert judged.loc[judged.index.difference(["baseline_empty"]), list(asked.report.metrics)].notna().all(axis=None)
+    winner = str(json.loads((folder / "best.json").read_text())["overrides"].get(asked.tune.rivals))
+    methods = [f"rival_{choice}" for choice in choices if str(choice) != winner] + ["model", "baseline_threshold"]
+    assert {*judged.index} == {*methods, "baseline_empty"} and judged.loc[methods, "auc"].notna().all()
     thick = pd.read_csv(folder / "resolution" / "curve.csv")
-    assert set(thick["thickness_mm"]) == set(asked.resolution.thickness_mm)
+    assert {*thick["thickness_mm"]} == {*asked.resolution.thickness_mm} and {*shown} <= {*thick["metric"]}
 
-    page = (folder / "report.html").read_text(encoding="utf-8")
-    from reperfuse.evaluation.figures import method_label, metric_label
-
-    assert "The search, best first" in page and page.count("<figure>") >= 6
-    for word in [*map(metric_label, asked.report.metrics), *map(method_label, judged.index), *map(str, choices)]:
-        assert word in page and word in said + (folder / "table.md").read_text(encoding="utf-8")
+    page, text = ((folder / file).read_text(encoding="utf-8") for file in ("report.html", "table.md"))
+    for word in [*map(metric_label, shown), *map(method_label, methods), *map(str, choices)]:
+        assert word in page and word in text, word
+    assert "The search, best first" in page and page.count("<img ") >= 6
+    assert f"{name}-small: cross-validation" in said and "Hold-out, slices along k" in said
 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{lesions.root}/mlruns/mlflow.db")
     store = tracking.client()
-    experiment = store.get_experiment_by_name("lesion")
-    assert experiment is not None
+    where = [store.get_experiment_by_name("lesion").experiment_id]  # type: ignore[union-attr]
     runs = {
-        kind: store.search_runs(
-            [experiment.experiment_id], f"tags.kind = '{kind}' and tags.experiment = '{name}-small'", max_results=1000
-        )
-        for kind in ("study", "trial", "fold", "model", "rival")
+        kind: store.search_runs(where, f"tags.kind = '{kind}' and tags.experiment = '{name}-small'", max_results=1000)
+        for kind in tracking.RUN_KINDS
     }
     (study,), (model,) = runs["study"], runs["model"]
-    trials = {run.info.run_id: run for run in runs["trial"]}
-    assert {run.data.tags["mlflow.parentRunId"] for run in trials.values()} == {study.info.run_id}
-    assert {run.data.tags["mlflow.parentRunId"] for run in runs["fold"]} == set(trials)
+    trials = {run.info.run_id for run in runs["trial"]}
     assert len(trials) == asked.tune.n_trials and len(runs["fold"]) == len(trials) * asked.folds.n_folds
-    assert {f"cv/{metric}" for metric in asked.report.metrics} <= set(study.data.metrics)
-    for run in trials.values():
-        assert {f"cv/{metric}_mean" for metric in ("dice", "iou")} <= set(run.data.metrics)
-    assert {f"holdout/{metric}" for metric in asked.report.metrics} <= set(model.data.metrics)
+    assert {run.data.tags["mlflow.parentRunId"] for run in runs["trial"]} == {study.info.run_id}
+    assert {run.data.tags["mlflow.parentRunId"] for run in runs["fold"]} == trials
+    assert {run.data.tags["mlflow.parentRunId"] for run in runs["rival"]} <= {model.info.run_id}
     assert len(runs["rival"]) == max(0, len(choices) - 1)
+    groups = {"val": runs["fold"], "cv": [study, *runs["trial"]], "holdout": [model]}
+    for group, run in ((group, run) for group, those in groups.items() for run in those):
+        assert {f"{group}/{metric}" for metric in ("dice", "iou", "auc", "recall")} <= set(run.data.metrics)
     assert [entry.path for entry in store.list_artifacts(study.info.run_id, "tables")] == ["tables/trials.csv"]
     assert [entry.path for entry in store.list_artifacts(model.info.run_id, "report")] == ["report/lesion.html"]

@@ -191,6 +191,7 @@ def test_every_subject_and_fold_is_a_dot(scores):
     assert [len(dots.get_offsets()) for dots in drawn] == [4, 4]
     folds = draw.fold_dots(pd.DataFrame({"fold": [0.0, 0.0, 1.0], "dice": [0.4, 0.6, 0.7]}), "dice")
     assert "fold 0 0.500, fold 1 0.700; mean 0.600" in folds.get_label()
+    assert [label.get_text() for label in folds.axes[0].get_xticklabels()] == ["0", "1"]
 
 
 def test_a_training_curve_reads_rows_that_loggers_leave_half_empty():

@@ -16,7 +16,7 @@ from reperfuse.evaluation.metrics import lesion_scores, tmax_scores
 from reperfuse.evaluation.report import RESEARCH_USE, image_uri, render_report
 from reperfuse.evaluation.resolution import curve, resolution_study, study_table
 from reperfuse.evaluation.summary import ranked_subjects
-from reperfuse.evaluation.tables import resolution_tables, strata_table
+from reperfuse.evaluation.tables import resolution_tables, strata_table, validation_table
 from reperfuse.evaluation.trials import trials_table
 
 SPACING = {"lesion": (3.0, 3.0, 3.0), "perfusion": (4.0, 4.0, 6.0)}
@@ -335,3 +335,10 @@ def test_the_page_shows_strata(tmp_path: Path) -> None:
     study = fake_study("lesion")
     render_report(tmp_path / "page.html", **study)
     assert "The model by lesion volume and by centre" in (tmp_path / "page.html").read_text(encoding="utf-8")
+
+
+def test_a_score_that_no_validation_subject_has_is_a_dash() -> None:
+    validation = pd.DataFrame({"fold": [0, 1], "dice": [0.2, 0.4], "hd95_mm": [np.nan, np.nan]})
+    held = pd.DataFrame({"method": "model", "metric": ["dice", "hd95_mm"], "mean": [0.3, np.nan]})
+    table = validation_table(validation, held.assign(low=np.nan, high=np.nan), ["dice", "hd95_mm"])
+    assert table["rows"] == [["Dice", "0.300 (0.200 to 0.400)", "0.300"], ["HD95 [mm]", "–", "–"]]
