@@ -56,13 +56,13 @@ def experiment(name: str | None, *, small: bool = False) -> None:
     """
     from filelock import FileLock, Timeout
 
-    from reperfuse.evaluation.report import ARMS
-    from reperfuse.evaluation.trials import known_metrics
-
     root = tracking.repository_root()
     if name is None:
         _list(presets(root))
         return
+    from reperfuse.evaluation.report import ARMS  # loads matplotlib, which a list can do without
+    from reperfuse.evaluation.trials import known_metrics
+
     try:
         path = find_preset(root, name)
     except InputError:
@@ -85,6 +85,7 @@ def experiment(name: str | None, *, small: bool = False) -> None:
     except Timeout as error:
         raise InputError(f"{title} is running in another process: wait for it, or end that process.") from error
     level_name = ARMS[preset.arm]["level_name"]
+    lead = list(dict.fromkeys([read_json(folder / "best.json")["metric"], *lead]))
     table = trials_of(folder, list(settings.tune.space), lead)
     _write_table(folder, title, run, preset, table, level_name, lead)
     _show(folder, title, table, level_name, lead)
