@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 import subprocess
+from html import unescape
 from pathlib import Path
 
 import pandas as pd
@@ -469,7 +470,7 @@ def test_a_lesion_study_runs_small_and_ends_in_its_own_table_in_the_report_and_i
     thick = pd.read_csv(folder / "resolution" / "curve.csv")
     assert {*thick["thickness_mm"]} == {*asked.resolution.thickness_mm} and {*shown} <= {*thick["metric"]}
 
-    page, text = ((folder / file).read_text(encoding="utf-8") for file in ("report.html", "table.md"))
+    page, text = (unescape((folder / file).read_text(encoding="utf-8")) for file in ("report.html", "table.md"))
     for word in [*map(metric_label, shown), *map(method_label, methods), *map(str, choices)]:
         assert word in page and word in text, word
     assert "The search, best first" in page and page.count("<img ") >= 6

@@ -66,7 +66,7 @@ def report_arm(
     history = read_table(layout.models(arm) / "history.csv", arm)
     best = read_json(layout.best_json(arm))
     chosen_by = best["metric"]
-    names = {MODEL: name_among_rivals(best)}
+    names = {MODEL: f"{name_among_rivals(best)},"} if best["rivals"] else {}
     record = read_json(layout.models(arm) / "run.json")
     sides = cohort.merge(folds[["participant_id", "side"]], on="participant_id", how="left")["side"]
     page: dict[str, Figure] = {
