@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 import subprocess
+from html import unescape
 from pathlib import Path
 
 import pandas as pd
@@ -16,10 +17,15 @@ from dvc.utils.hydra import apply_overrides
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from reperfuse import tracking
 from reperfuse.errors import InputError
+from reperfuse.evaluation.figures import method_label, metric_label
+from reperfuse.evaluation.metrics import METRICS
+from reperfuse.evaluation.trials import readable_rows
 from reperfuse.params import LesionParams, Params, load_params
-from reperfuse.stages.experiment import brought, readable_rows, trials_table
+from reperfuse.stages.experiment import Part, brought, holdout_tables
 from reperfuse.stages.presets import Preset, find_preset, merged, preset_params, presets, read_preset, set_param_words
+from reperfuse.stages.searched import trials_of
 
 NAMES = sorted(presets(ROOT))
 BOTH_SIZES = [pytest.param(name, small, id=f"{name}{'-small' * small}") for name in NAMES for small in (False, True)]
@@ -142,6 +148,8 @@ def test_the_published_lesion_studies_are_as_published() -> None:
     assert (isles.preprocess.normalisation, isles.folds.holdout_fraction, isles.train.epochs) == ("none", 0.2, 20)
     assert isles.train.network_kwargs["widths"] == [32, 64, 128, 256, 512]
     assert choices(isles) == {"network": {"unet3d", "unet2plus1d"}, "loss": {"dice_bce", "bce_generalized_dice"}}
+    tried = of("isles22_unet_2plus1d", small=True).lesion.preprocess
+    assert set(tried.modalities) == {"dwi", "adc", "flair", "t1w"}, "--small runs on ISLES and on the demo alike"
 
     slices = of("atlas_resnet20", small=False).lesion
     assert sorted(slices.train.patch_size) == [1, 196, 232] and slices.train.sampling.kind == "slices"
@@ -158,6 +166,15 @@ def test_the_published_lesion_studies_are_as_published() -> None:
     )  # a quarter of 80 % validates: 60/20/20
     assert residual.train.sampling.slice_range == (0.7, 0.9) and residual.train.augment == "published"
     assert choices(residual) == {"network": {"unet2d", "resunet2d"}}
+
+
+@pytest.mark.parametrize(("name", "small"), BOTH_SIZES)
+def test_the_scores_that_a_preset_shows_first_exist_and_begin_with_the_one_that_chooses(name: str, small: bool) -> None:
+    from reperfuse.evaluation.trials import known_metrics
+
+    preset = read_preset(find_preset(ROOT, name))
+    shown = known_metrics(getattr(of(name, small), preset.arm).report.metrics)
+    assert shown[:1] == ["dice"] if preset.arm == "lesion" else not shown
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -241,7 +258,7 @@ def trial(number: int, value: float, **more: object) -> dict:
 def test_trials_and_baselines_stand_in_one_table_best_first(tmp_path: Path) -> None:
     trials = [trial(0, math.nan, ssim=math.nan), trial(1, 2.5, ssim=0.7), trial(2, 1.5, ssim=0.8)]
     baselines = [{"method": "baseline_osvd", "rmse_s": 2.0, "ssim": 0.75}]
-    table = trials_table(tuned(tmp_path, "rmse_s", trials, baselines), ["loss"])
+    table = trials_of(tuned(tmp_path, "rmse_s", trials, baselines), ["loss"])
     assert table["name"].tolist() == [2, "baseline_osvd", 1, 0]
     assert table["kind"].tolist() == ["trial", "baseline", "trial", "trial"]
     assert table["rmse_s"].dropna().is_monotonic_increasing
@@ -249,28 +266,84 @@ def test_trials_and_baselines_stand_in_one_table_best_first(tmp_path: Path) -> N
 
 
 def test_where_higher_is_better_the_highest_comes_first(tmp_path: Path) -> None:
-    table = trials_table(tuned(tmp_path, "dice", [trial(0, 0.4), trial(1, 0.6)], None), ["loss"])
+    table = trials_of(tuned(tmp_path, "dice", [trial(0, 0.4), trial(1, 0.6)], None), ["loss"])
     assert table["dice"].tolist() == [0.6, 0.4]
 
 
 def test_the_readable_table_says_units_and_leaves_out_what_is_empty(tmp_path: Path) -> None:
-    headings, rows = readable_rows(trials_table(tuned(tmp_path, "rmse_s", [trial(7, 1.23456)], None), ["loss"]))
+    headings, rows = readable_rows(trials_of(tuned(tmp_path, "rmse_s", [trial(7, 1.23456)], None), ["loss"]))
     assert headings == ["kind", "name", "loss", "RMSE [s]", "state"]
     assert rows == [["trial", "7", "mse", "1.23", "complete"]]
 
 
+def test_the_scores_that_lead_come_first_and_may_come_alone(tmp_path: Path) -> None:
+    trials = [trial(0, 0.4, auc=0.9, hd95_mm=8.0, iou=0.25), trial(1, 0.6, auc=0.8, hd95_mm=9.0, iou=0.43)]
+    table = trials_of(tuned(tmp_path, "dice", trials, None), ["loss"], lead=["dice", "iou"])
+    assert [name for name in table if name in METRICS] == ["dice", "iou", "hd95_mm", "auc"]
+    headings, rows = readable_rows(table, ["iou"])
+    assert headings == ["kind", "name", "loss", "IoU", "state"] and rows[0] == [
+        "trial",
+        "1",
+        "mse",
+        "0.430",
+        "complete",
+    ]
+
+
+def summary(folder: Path, name: str, rows: list[dict]) -> None:
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    pd.DataFrame(rows).to_csv(folder / name, index=False)
+
+
+def test_the_holdout_and_its_thick_slices_follow_the_model_first(tmp_path: Path) -> None:
+    best = {"overrides": {"loss": "dice"}, "rivals_by": "loss", "rivals": {"bce": {}}}
+    (tmp_path / "best.json").write_text(json.dumps(best), encoding="utf-8")
+    assert holdout_tables(tmp_path, "thickness_mm", []) == []
+    rows = [
+        {"method": method, "metric": metric, "mean": mean}
+        for method, metric, mean in [
+            ("rival_bce", "dice", 0.41),
+            ("model", "dice", 0.52),
+            ("rival_bce", "hd95_mm", 12.3),
+            ("model", "hd95_mm", math.nan),
+        ]
+    ]
+    summary(tmp_path, "holdout/summary.csv", rows)
+    at = [{**row, "thickness_mm": level, "axis": "k"} for level in (1.0, 10.0) for row in rows]
+    summary(tmp_path, "resolution/curve.csv", at)
+    first, second = holdout_tables(tmp_path, "thickness_mm", ["hd95_mm"])
+    assert first == Part(
+        "Hold-out", ["method", "HD95 [mm]", "Dice"], [["Model (dice)", "–", "0.520"], ["Rival bce", "12.30", "0.410"]]
+    )
+    assert holdout_tables(tmp_path, "thickness_mm", ["dice"], alone=True)[0].headings == ["method", "Dice"]
+    assert (second.title, second.headings[:2]) == ("Hold-out, slices along k", ["Slice thickness [mm]", "method"])
+    assert [row[:2] for row in second.rows] == [
+        ["1", "Model (dice)"],
+        ["1", "Rival bce"],
+        ["10", "Model (dice)"],
+        ["10", "Rival bce"],
+    ]
+
+
 def test_nothing_is_brought_of_stages_that_did_not_run() -> None:
-    assert {"trials.csv", "report.html", "holdout/summary.csv"} <= set(brought(Preset(description="a", arm="lesion")))
+    assert {"trials.csv", "report.html", "holdout/summary.csv", "resolution/curve.csv"} <= set(
+        brought(Preset(description="a", arm="lesion"))
+    )
     names = set(brought(Preset(description="a", arm="lesion", until="tune")))
     assert "trials.csv" in names and not names & {"report.html", "holdout/summary.csv"}
 
 
 def test_a_metric_without_a_note_is_an_error_and_no_baseline_is_needed(tmp_path: Path) -> None:
-    table = trials_table(tuned(tmp_path, "rmse", [trial(0, 3.0), trial(1, 2.0)], []), ["loss"])
+    table = trials_of(tuned(tmp_path, "rmse", [trial(0, 3.0), trial(1, 2.0)], []), ["loss"])
     assert table["rmse"].tolist() == [2.0, 3.0] and set(table["kind"]) == {"trial"}
 
 
 # ---- the command ----------------------------------------------------------------------------------------------------
+def test_a_score_that_does_not_exist_is_refused_before_anything_runs(bare: Workspace) -> None:
+    written(bare.root, f"{TINY}  report: {{metrics: [rmse_z]}}\n")
+    assert "report.metrics names rmse_z, which is no score; did you mean rmse_s?" in refusal(bare, "mine", "--small")
+
+
 def refusal(workspace: Workspace, *words: str) -> str:
     done = workspace.run("reperfuse", "experiment", *words, check=False)
     lines = [line for line in done.stderr.splitlines() if line.strip()]
@@ -326,8 +399,6 @@ def files(root: Path) -> dict[str, bytes]:
 def test_an_experiment_ends_in_one_table_and_a_page_and_leaves_the_workspace_alone(
     spare: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from reperfuse import tracking
-
     written(spare.root, TINY)
     before = files(spare.root)
     said = spare.run("reperfuse", "experiment", "mine", "--small").stdout
@@ -362,3 +433,65 @@ def test_the_published_study_runs_small_and_a_second_time_from_the_cache(ingeste
     assert {"mae_s", "ssim", "dice", "volume_difference_ml", "mse_s2"} <= set(table)
     assert set(table.loc[table["kind"] == "baseline", "name"]) >= {"baseline_osvd", "baseline_ssvd"}
     assert "Running stage" not in workspace.run("reperfuse", "experiment", "tmax_cnn", "--small").stdout
+
+
+LESION = [name for name in NAMES if read_preset(find_preset(ROOT, name)).arm == "lesion"]
+
+
+@pytest.fixture(scope="module")
+def lesions(ingested: Workspace, tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """A copy of the ingested workspace with all presets, which the tests below share."""
+    root = tmp_path_factory.mktemp("lesions") / "workspace"
+    shutil.copytree(ingested.root, root, symlinks=True)
+    shutil.copytree(ROOT / "experiments", root / "experiments", dirs_exist_ok=True)
+    return Workspace(root)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LESION)
+def test_a_lesion_study_runs_small_and_ends_in_its_own_table_in_the_report_and_in_mlflow(
+    lesions: Workspace, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = of(name, small=True).lesion
+    shown, searched = list(asked.report.metrics), list(asked.tune.space)
+    choices = asked.tune.space[asked.tune.rivals]["choices"] if asked.tune.rivals else []
+    said = lesions.run("reperfuse", "experiment", name, "--small").stdout
+    folder = lesions.root / "experiments" / "results" / f"{name}-small"
+
+    table = pd.read_csv(folder / "table.csv")
+    assert len(table) == asked.tune.n_trials and set(table["state"]) == {"complete"}
+    assert not table[searched].duplicated().any() and table["dice"].is_monotonic_decreasing
+    assert table["dice"].between(0, 1).all() and set(shown) <= set(table)
+
+    judged = pd.read_csv(folder / "holdout" / "summary.csv").pivot(index="method", columns="metric", values="mean")
+    winner = str(json.loads((folder / "best.json").read_text())["overrides"].get(asked.tune.rivals))
+    methods = [f"rival_{choice}" for choice in choices if str(choice) != winner] + ["model", "baseline_threshold"]
+    assert {*judged.index} == {*methods, "baseline_empty"} and judged.loc[methods, "auc"].notna().all()
+    thick = pd.read_csv(folder / "resolution" / "curve.csv")
+    assert {*thick["thickness_mm"]} == {*asked.resolution.thickness_mm} and {*shown} <= {*thick["metric"]}
+
+    page, text = (unescape((folder / file).read_text(encoding="utf-8")) for file in ("report.html", "table.md"))
+    for word in [*map(metric_label, shown), *map(method_label, methods), *map(str, choices)]:
+        assert word in page and word in text, word
+    assert "The search, best first" in page and page.count("<img ") >= 6
+    assert f"{name}-small: cross-validation" in said and "Hold-out, slices along k" in said
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{lesions.root}/mlruns/mlflow.db")
+    store = tracking.client()
+    where = [store.get_experiment_by_name("lesion").experiment_id]  # type: ignore[union-attr]
+    runs = {
+        kind: store.search_runs(where, f"tags.kind = '{kind}' and tags.experiment = '{name}-small'", max_results=1000)
+        for kind in tracking.RUN_KINDS
+    }
+    (study,), (model,) = runs["study"], runs["model"]
+    trials = {run.info.run_id for run in runs["trial"]}
+    assert len(trials) == asked.tune.n_trials and len(runs["fold"]) == len(trials) * asked.folds.n_folds
+    assert {run.data.tags["mlflow.parentRunId"] for run in runs["trial"]} == {study.info.run_id}
+    assert {run.data.tags["mlflow.parentRunId"] for run in runs["fold"]} == trials
+    assert {run.data.tags["mlflow.parentRunId"] for run in runs["rival"]} <= {model.info.run_id}
+    assert len(runs["rival"]) == max(0, len(choices) - 1)
+    groups = {"val": runs["fold"], "cv": [study, *runs["trial"]], "holdout": [model]}
+    for group, run in ((group, run) for group, those in groups.items() for run in those):
+        assert {f"{group}/{metric}" for metric in ("dice", "iou", "auc", "recall")} <= set(run.data.metrics)
+    assert [entry.path for entry in store.list_artifacts(study.info.run_id, "tables")] == ["tables/trials.csv"]
+    assert [entry.path for entry in store.list_artifacts(model.info.run_id, "report")] == ["report/lesion.html"]

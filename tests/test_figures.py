@@ -189,8 +189,9 @@ def test_one_method_looks_the_same_in_every_figure(scores):
 def test_every_subject_and_fold_is_a_dot(scores):
     drawn = draw.score_dots(scores, "dice").axes[0].collections
     assert [len(dots.get_offsets()) for dots in drawn] == [4, 4]
-    folds = draw.fold_dots(pd.DataFrame({"fold": [0, 0, 1], "dice": [0.4, 0.6, 0.7]}), "dice")
+    folds = draw.fold_dots(pd.DataFrame({"fold": [0.0, 0.0, 1.0], "dice": [0.4, 0.6, 0.7]}), "dice")
     assert "fold 0 0.500, fold 1 0.700; mean 0.600" in folds.get_label()
+    assert [label.get_text() for label in folds.axes[0].get_xticklabels()] == ["0", "1"]
 
 
 def test_a_training_curve_reads_rows_that_loggers_leave_half_empty():

@@ -8,6 +8,7 @@ from lesion_files import write_set
 
 from reperfuse.errors import InputError
 from reperfuse.files import read_json
+from reperfuse.imaging.volume import Volume
 from reperfuse.params import Params
 from reperfuse.stages import lesion
 from reperfuse.stages.ingest import ingest
@@ -45,6 +46,26 @@ def test_each_modality_is_a_named_channel_on_the_grid_of_the_first(here: Path) -
         only, _, _ = Subject(participant, folder, inputs=("adc",)).load()
         np.testing.assert_array_equal(only[0], image[1])
         assert target.any() == (participant == FULL)
+
+
+def test_the_threshold_to_beat_goes_by_the_first_modality_that_is_there_in_its_own_units(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    block = np.zeros((6, 7, 8), np.float32)
+    block[2:4, 2:5, 3:6] = 1
+    write_set(tmp_path / "inbox", FULL, dwi=300 + 200 * block, mask=block)
+    assert ingest(tmp_path / "inbox", arm="lesion", root=tmp_path) == 0
+    asked = params(modalities=["t1w", "dwi"], spacing_mm=1.0)
+    lesion.cohort(asked)
+    lesion.preprocess(asked)
+    (tmp_path / "results/lesion/folds.csv").write_text(f"participant_id,side,fold,centre\n{FULL},train,0,\n")
+    folder = tmp_path / "data/processed/lesion" / FULL
+    image, target, _ = Subject(FULL, folder).load()
+    assert not image[0].any() and image[1].max() > 300
+    affine = np.array(read_json(folder / "subject.json")["affine"])
+    found = lesion._threshold_baseline(asked.lesion.preprocess)(Volume(np.moveaxis(image, 0, -1), affine)) > 0
+    assert 2 * (found & (target[0] > 0)).sum() / (found.sum() + target.sum()) > 0.8
 
 
 def test_a_cohort_without_the_modalities_of_the_parameters_is_told_before_any_training(here: Path) -> None:

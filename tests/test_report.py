@@ -16,7 +16,8 @@ from reperfuse.evaluation.metrics import lesion_scores, tmax_scores
 from reperfuse.evaluation.report import RESEARCH_USE, image_uri, render_report
 from reperfuse.evaluation.resolution import curve, resolution_study, study_table
 from reperfuse.evaluation.summary import ranked_subjects
-from reperfuse.evaluation.tables import resolution_tables, strata_table
+from reperfuse.evaluation.tables import resolution_tables, strata_table, validation_table
+from reperfuse.evaluation.trials import trials_table
 
 SPACING = {"lesion": (3.0, 3.0, 3.0), "perfusion": (4.0, 4.0, 6.0)}
 METHODS = {
@@ -124,7 +125,12 @@ def fake_study(arm: str, n: int = 8) -> dict[str, Any]:
         "scores": scores,
         "figures": pictures,
         "cross_validation": validation,
-        "trials": pd.DataFrame({"number": [0, 1], "value": [0.7, 0.74], "params_learning_rate": [1e-3, 3e-4]}),
+        "trials": trials_table(
+            pd.DataFrame({"number": [0, 1], "state": "complete", "value": [0.7, 0.74], "learning_rate": [1e-3, 3e-4]}),
+            None,
+            metric=metric,
+            searched=["learning_rate"],
+        ),
         "chosen": {"network": "unet3d", "network_kwargs": {"widths": [8, 16, 32, 64]}, "learning_rate": 3e-4},
         "resolution": resolution,
         "lineage": {"code revision": "0" * 40, "data revision": "md5 " + "a" * 32, "seed": 0,
@@ -329,3 +335,10 @@ def test_the_page_shows_strata(tmp_path: Path) -> None:
     study = fake_study("lesion")
     render_report(tmp_path / "page.html", **study)
     assert "The model by lesion volume and by centre" in (tmp_path / "page.html").read_text(encoding="utf-8")
+
+
+def test_a_score_that_no_validation_subject_has_is_a_dash() -> None:
+    validation = pd.DataFrame({"fold": [0, 1], "dice": [0.2, 0.4], "hd95_mm": [np.nan, np.nan]})
+    held = pd.DataFrame({"method": "model", "metric": ["dice", "hd95_mm"], "mean": [0.3, np.nan]})
+    table = validation_table(validation, held.assign(low=np.nan, high=np.nan), ["dice", "hd95_mm"])
+    assert table["rows"] == [["Dice", "0.300 (0.200 to 0.400)", "0.300"], ["HD95 [mm]", "–", "–"]]

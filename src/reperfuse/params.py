@@ -174,6 +174,11 @@ class Report(Section):
     """The HTML page."""
 
     n_overlays: int = Field(3, ge=1, le=12, description="subjects shown: best, median, worst, then evenly between")
+    metrics: tuple[str, ...] = Field(
+        (),
+        description="scores that the page, and an experiment's table, begin with, names of evaluation.metrics.METRICS; "
+        "methods are compared by the first. None is the arm's own",
+    )
 
 
 class Promote(Section):

@@ -344,13 +344,13 @@ def fold_dots(folds: pd.DataFrame, metric: str) -> Figure:
             places = folds["fold"].map({fold: place for place, fold in enumerate(means.index)}) + spread
             drawing.scatter(places, folds[metric], s=16, color=to_rgba(BLUE, 0.35), linewidths=0)
         drawing.plot(range(len(means)), means, "D", color=BLUE, markersize=7)
-        drawing.set_xticks(range(len(means)), [f"{fold}" for fold in means.index])
+        drawing.set_xticks(range(len(means)), [f"{fold:g}" for fold in means.index])
         drawing.set_xlim(-0.5, len(means) - 0.5)
         drawing.set_xlabel("Cross-validation fold")
         drawing.set_ylabel(metric_label(metric))
         drawing.grid(axis="x", visible=False)
         _score_limits(drawing, metric)
-    said = ", ".join(f"fold {fold} {value:.3f}" for fold, value in means.items())
+    said = ", ".join(f"fold {fold:g} {value:.3f}" for fold, value in zip(means.index, means, strict=True))
     figure.set_label(f"{metric_label(metric)} per cross-validation fold: {said}; mean {means.mean():.3f}.")
     return figure
 

@@ -23,7 +23,6 @@ from reperfuse.evaluation.tables import (
     fold_table,
     number,
     pairs_table,
-    plain_table,
     resolution_tables,
     score_of,
     score_table,
@@ -32,6 +31,7 @@ from reperfuse.evaluation.tables import (
     validation_table,
     with_interval,
 )
+from reperfuse.evaluation.trials import search_table
 from reperfuse.files import write_text
 
 RESEARCH_USE = "Research use only. Not for diagnosis or treatment decisions."
@@ -41,7 +41,7 @@ FEW_SUBJECTS = 12
 
 ARMS: dict[str, dict[str, Any]] = {
     "lesion": {
-        "question": "Where is the stroke lesion? A network marks it on a T1-weighted scan; drawn masks are the truth.",
+        "question": "Where is the stroke lesion? A network marks it on MRI; drawn masks are the truth.",
         "headline": ("dice", "lesion_f1_isles22", "hd95_mm", "volume_difference_ml"),
         "level_name": "thickness_mm",
         "against": "baseline_threshold",
@@ -95,6 +95,7 @@ def render_report(
     trials: pd.DataFrame | None = None,
     chosen: Mapping[str, Any] | None = None,
     resolution: pd.DataFrame | None = None,
+    headline: Sequence[str] = (),
     notes: Sequence[str] = (),
     seed: int = 0,
 ) -> None:
@@ -126,11 +127,14 @@ def render_report(
     cross_validation
         Scores of the chosen trial: ``fold`` and metric columns, one row per fold or per validation subject.
     trials
-        The search, one row per trial, as results/<arm>/tune/trials.csv.
+        The search, as `trials.trials_table`.
     chosen
         The parameters the final training used.
     resolution
         Table of `resolution.resolution_study`.
+    headline
+        Scores that the page begins with, each followed through the resolution study; methods are compared by the
+        first. By default those of the arm, of which the first alone is followed.
     notes
         Sentences for the reader about this study, shown under the headline (for instance "All subjects are phantoms.").
     seed
@@ -144,7 +148,8 @@ def render_report(
     words = ARMS[arm]
     table = summarise(scores, seed=seed) if summary is None else summary
     known = [metric for metric in metric_columns(scores) if metric in set(table["metric"])]
-    headline = [metric for metric in words["headline"] if metric in known] or known[:1]
+    studied = [metric for metric in headline if metric in known]
+    headline = studied or [metric for metric in words["headline"] if metric in known] or known[:1]
     metrics = headline + [metric for metric in known if metric not in headline]
     comparison = compare_methods(scores, headline[0], seed=seed)
     n_holdout = int(scores["participant_id"].nunique())
@@ -175,7 +180,7 @@ def render_report(
         cohort_table=cohort_table(cohort, folds),
         fold_table=fold_table(folds),
         validation_table=None if cross_validation is None else validation_table(cross_validation, table, headline),
-        trials_table=None if trials is None else plain_table("Trials of the search, best first where known", trials),
+        trials_table=None if trials is None else search_table(trials),
         chosen_table=None if not chosen else pairs_table("Parameters of the final training", chosen),
         score_table=score_table(table, metrics, n_holdout),
         comparison_table=comparison_table(comparison, headline[0]),
@@ -183,7 +188,11 @@ def render_report(
         strata_table=strata_table(scores, cohort, headline, seed),
         resolution_tables=[]
         if resolution is None
-        else resolution_tables(resolution, headline[0], words["level_name"], seed, against=words["against"]),
+        else [
+            table
+            for metric in studied or headline[:1]
+            for table in resolution_tables(resolution, metric, words["level_name"], seed, against=words["against"])
+        ],
         resolution_sentence=""
         if resolution is None
         else _resolution_sentence(resolution, headline[0], words["level_name"], seed),

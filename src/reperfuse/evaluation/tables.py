@@ -61,8 +61,12 @@ def with_interval(row: Mapping[str, Any], metric: str, mean: str = "mean") -> st
 
 
 def model_first(methods: Iterable[str]) -> list[str]:
-    """Method names in the order of every table and figure: the model, then the others by name."""
-    return sorted(methods, key=lambda method: (method != MODEL, method))
+    """Method names in the order of every table: the model, the rivals of its search, then the others, by name.
+
+    >>> model_first(["baseline_empty", "rival_cnn8", "model"])
+    ['model', 'rival_cnn8', 'baseline_empty']
+    """
+    return sorted(methods, key=lambda method: (method != MODEL, not method.startswith("rival_"), method))
 
 
 def first(table: pd.DataFrame) -> dict[str, Any]:
@@ -163,7 +167,9 @@ def validation_table(validation: pd.DataFrame, table: pd.DataFrame, headline: Se
             rows.append(
                 [
                     metric_label(metric),
-                    f"{number(means.mean(), metric)} ({number(means.min(), metric)} to {number(means.max(), metric)})",
+                    f"{number(means.mean(), metric)} ({number(means.min(), metric)} to {number(means.max(), metric)})"
+                    if means.notna().any()
+                    else "–",
                     with_interval(score_of(table, MODEL, metric), metric),
                 ]
             )
@@ -292,23 +298,6 @@ def _difference_table(differences: pd.DataFrame, metric: str, level_name: str, w
         "columns": [LEVEL_LABELS[level_name], *(column for pair in columns for column in pair)],
         "rows": rows,
         "strong": 1,
-    }
-
-
-def plain_table(caption: str, frame: pd.DataFrame, most: int = 30) -> Table:
-    """A table as it is, its first rows."""
-
-    def cell(value: Any) -> str:
-        if isinstance(value, float | np.floating):
-            return "–" if not np.isfinite(value) else f"{value:.4g}"
-        return "–" if value is None else str(value)
-
-    shown = frame.head(most)
-    left_out = f" (first {most} of {len(frame)})" if len(frame) > most else ""
-    return {
-        "caption": caption + left_out,
-        "columns": [str(column).replace("params_", "") for column in frame],
-        "rows": [[cell(value) for value in row] for row in shown.itertuples(index=False)],
     }
 
 

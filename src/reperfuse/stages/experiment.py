@@ -1,10 +1,10 @@
 """The verb `experiment`: a preset as a DVC experiment beside the workspace, and its trials in one table."""
 
 import os
-import re
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ from reperfuse.stages.presets import (
     read_preset,
     set_param_words,
 )
+from reperfuse.stages.searched import name_among_rivals, trials_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,24 +30,23 @@ if TYPE_CHECKING:
 RESULTS = FOLDER / "results"
 """Where an experiment's tables and page are brought, a folder per preset and size; git-ignored."""
 
-KIND = "kind"
-"""Column of table.csv: `trial`, or `baseline` for a method without training on the same patients."""
-
 TUNED = ("trials.csv", "baselines.csv", "best.json", "validation.csv")
 """Files of the tune stage that are brought."""
 
 HELD_OUT = ("summary.csv", "scores.csv", "metrics.json")
 """Files of the evaluate stage that are brought; its predictions stay in DVC."""
 
-_OF_A_TRIAL = ("number", "state", "value", "continues", "reason", "seconds")
+STUDIED = ("curve.csv", "scores.csv", "metrics.json")
+"""Files of the resolution stage that are brought."""
 
 
 def experiment(name: str | None, *, small: bool = False) -> None:
     """Run the preset experiments/NAME.yaml as a DVC experiment; params.yaml and the workspace stay as they are.
 
-    What it found is brought to experiments/results/NAME[-small]: trials.csv, baselines.csv, the hold-out's tables,
-    report.html, params.yaml, and table.csv and table.md with all trials and baselines, best first. Killed and
-    started again, it goes on where it was. Without a name it lists the presets.
+    What it found is brought to experiments/results/NAME[-small]: trials.csv, baselines.csv, the tables of the hold-out
+    and of the resolution study, report.html, params.yaml, table.csv with all trials and baselines, best first, and
+    table.md with that and what the hold-out said. Killed and started again, it goes on where it was. Without a name
+    it lists the presets.
 
     Raises
     ------
@@ -60,6 +60,9 @@ def experiment(name: str | None, *, small: bool = False) -> None:
     if name is None:
         _list(presets(root))
         return
+    from reperfuse.evaluation.report import ARMS  # loads matplotlib, which a list can do without
+    from reperfuse.evaluation.trials import known_metrics
+
     try:
         path = find_preset(root, name)
     except InputError:
@@ -67,6 +70,7 @@ def experiment(name: str | None, *, small: bool = False) -> None:
         raise
     preset, content = read_preset(path), _params_yaml(root)
     settings = getattr(preset_params(content, preset, small, path.relative_to(root)), preset.arm)
+    lead = known_metrics(settings.report.metrics) or list(ARMS[preset.arm]["headline"])
     _check_ready(root, preset.arm)
     title = f"{name}-small" if small else name
     state = root / ".reperfuse" / "experiments"
@@ -80,9 +84,11 @@ def experiment(name: str | None, *, small: bool = False) -> None:
             _bring(root, run, preset, folder, {"preset": name, "small": small})
     except Timeout as error:
         raise InputError(f"{title} is running in another process: wait for it, or end that process.") from error
-    table = trials_table(folder, list(settings.tune.space))
-    _write_table(folder, title, run, preset, table)
-    _show(title, table)
+    level_name = ARMS[preset.arm]["level_name"]
+    lead = list(dict.fromkeys([read_json(folder / "best.json")["metric"], *lead]))
+    table = trials_of(folder, list(settings.tune.space), lead)
+    _write_table(folder, title, run, preset, table, level_name, lead)
+    _show(folder, title, table, level_name, lead)
     page = folder / "report.html"
     if page.exists():
         print(f"Report: {page.relative_to(root)}")
@@ -205,6 +211,7 @@ def brought(preset: Preset) -> dict[str, Path]:
         "folds": {"folds.csv": layout.folds_csv(arm)},
         "tune": {name: layout.results(arm) / "tune" / name for name in TUNED},
         "evaluate": {f"holdout/{name}": layout.results(arm) / "evaluate" / name for name in HELD_OUT},
+        "resolution": {f"resolution/{name}": layout.results(arm) / "resolution" / name for name in STUDIED},
         "report": {"report.html": layout.report(arm)},
     }
     ran = STAGES[: STAGES.index(preset.until) + 1]
@@ -225,82 +232,94 @@ def _bring(root: Path, run: str, preset: Preset, folder: Path, about: Mapping[st
         write_json(inside / "experiment.json", {**about, **found})
 
 
-# ---- the table ------------------------------------------------------------------------------------------------------
-def trials_table(folder: Path, searched: Sequence[str]) -> "pd.DataFrame":
-    """All trials of trials.csv, and all baselines of baselines.csv where there is one, in `folder`, best first.
+# ---- the tables -----------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Part:
+    """One of the tables that an experiment ends in: its title, headings of columns, and rows of text."""
 
-    Returns
-    -------
-    DataFrame
-        kind (`trial` or `baseline`), name (its number, or the method), a column per name in `searched`, the metrics,
-        the one that chose first, then state, reason and seconds. Undefined scores come last.
+    title: str
+    headings: list[str]
+    rows: list[list[str]]
 
-    Raises
-    ------
-    InputError
-        If best.json, which names the metric, is missing.
+
+def holdout_tables(folder: Path, level_name: str, lead: Sequence[str], *, alone: bool = False) -> list[Part]:
+    """Mean scores of every method on the hold-out, and at every level of the resolution study, where those ran.
+
+    Parameters
+    ----------
+    folder
+        With best.json, holdout/summary.csv and resolution/curve.csv.
+    level_name
+        Column of the level in curve.csv: `thickness_mm` or `tr_s`.
+    lead
+        Scores that stand first.
+    alone
+        Whether to show no others.
     """
     import pandas as pd
 
-    from reperfuse.evaluation.metrics import METRICS
+    from reperfuse.evaluation.figures import LEVEL_LABELS, facet_label, method_label, metric_label
+    from reperfuse.evaluation.resolution import FACETS
+    from reperfuse.evaluation.summary import MODEL
+    from reperfuse.evaluation.tables import model_first, number
+    from reperfuse.evaluation.trials import in_order
 
-    metric = read_json(folder / "best.json")["metric"]
-    trials = pd.read_csv(folder / "trials.csv").drop(columns=metric, errors="ignore").rename(columns={"value": metric})
-    trials = trials.rename(columns={"number": "name"}).assign(**{KIND: "trial"})
-    others = [name for name in trials if name not in {KIND, "name", metric, *searched, *_OF_A_TRIAL}]
-    metrics = [metric, *(name for name in others if not re.fullmatch(r"fold_\d+", name))]
-    tables = [trials]
-    if (folder / "baselines.csv").exists():
-        baselines = pd.read_csv(folder / "baselines.csv").rename(columns={"method": "name"})
-        tables.append(baselines.assign(**{KIND: "baseline"}))
-        metrics += [name for name in baselines if name not in {"name", *metrics}]
-    table = pd.concat([part.astype(object) for part in tables], ignore_index=True)
-    table[metrics] = table[metrics].apply(pd.to_numeric)
-    ascending = metric not in METRICS or METRICS[metric].better != "higher"  # an unknown one is an error in some unit
-    table = table.sort_values(metric, ascending=ascending, na_position="last", kind="stable")
-    return table.reindex(columns=[KIND, "name", *searched, *metrics, "state", "reason", "seconds"]).reset_index(
-        drop=True
-    )
+    def names_in(table: "pd.DataFrame") -> list[str]:
+        there = [str(name) for name in table.loc[table["mean"].notna(), "metric"].unique()]
+        return in_order([name for name in there if name in lead or not alone], lead)
 
+    def rows_of(table: "pd.DataFrame", names: Sequence[str]) -> list[list[str]]:
+        means = {(row["method"], row["metric"]): row["mean"] for row in table.to_dict("records")}
+        methods = model_first(str(method) for method in table["method"].unique())
+        return [
+            [labels.get(method, method_label(method)), *(number(means.get((method, name)), name) for name in names)]
+            for method in methods
+        ]
 
-def readable_rows(table: "pd.DataFrame") -> tuple[list[str], list[list[str]]]:
-    """Headings and rows of text of a `trials_table`; what is empty everywhere is left out."""
-    import pandas as pd
-
-    from reperfuse.evaluation.figures import metric_label
-    from reperfuse.evaluation.metrics import METRICS
-    from reperfuse.evaluation.tables import number
-
-    columns = [str(name) for name in table if table[name].notna().any()]
-
-    def cell(name: str, value: Any) -> str:
-        if name in METRICS:
-            return number(value, name)
-        if pd.isna(value):
-            return ""
-        return f"{value:.3g}" if isinstance(value, float) else str(value)
-
-    rows = [[cell(name, value) for name, value in zip(columns, row, strict=True)] for row in table[columns].values]
-    return [metric_label(name) if name in METRICS else name for name in columns], rows
+    best = read_json(folder / "best.json")
+    labels = {MODEL: f"{method_label(MODEL)} ({name_among_rivals(best)})"} if best["rivals"] else {}
+    tables = []
+    if (folder / "holdout" / "summary.csv").exists():
+        summary = pd.read_csv(folder / "holdout" / "summary.csv")
+        names = names_in(summary)
+        tables.append(Part("Hold-out", ["method", *map(metric_label, names)], rows_of(summary, names)))
+    if (folder / "resolution" / "curve.csv").exists():
+        curves = pd.read_csv(folder / "resolution" / "curve.csv")
+        for facet, part in curves.groupby(FACETS[level_name], sort=False):
+            names = names_in(part)
+            rows = [[f"{level:g}", *row] for level, here in part.groupby(level_name) for row in rows_of(here, names)]
+            headings = [LEVEL_LABELS[level_name], "method", *map(metric_label, names)]
+            tables.append(Part(f"Hold-out, {facet_label(level_name, facet)}", headings, rows))
+    return tables
 
 
-def _write_table(folder: Path, title: str, run: str, preset: Preset, table: "pd.DataFrame") -> None:
-    headings, rows = readable_rows(table)
-    lines = [f"# {title}", "", preset.description, "", f"DVC experiment `{run}`; best first.", ""]
-    lines += [f"| {' | '.join(headings)} |", f"|{'---|' * len(headings)}"]
-    lines += [f"| {' | '.join(row)} |" for row in rows]
-    write_text(folder / "table.md", "\n".join(lines) + "\n")
+def _write_table(
+    folder: Path, title: str, run: str, preset: Preset, table: "pd.DataFrame", level_name: str, lead: Sequence[str]
+) -> None:
+    from reperfuse.evaluation.trials import readable_rows
+
+    lines = [f"# {title}", "", preset.description, "", f"DVC experiment `{run}`.", ""]
+    search = Part("Search: cross-validation, best first", *readable_rows(table))
+    for part in [search, *holdout_tables(folder, level_name, lead)]:
+        lines += [f"## {part.title}", "", f"| {' | '.join(part.headings)} |", f"|{'---|' * len(part.headings)}"]
+        lines += [*(f"| {' | '.join(row)} |" for row in part.rows), ""]
+    write_text(folder / "table.md", "\n".join(lines))
     with atomic_path(folder / "table.csv") as inside:
         table.to_csv(inside, index=False)
 
 
-def _show(title: str, table: "pd.DataFrame") -> None:
+def _show(folder: Path, title: str, table: "pd.DataFrame", level_name: str, lead: Sequence[str]) -> None:
+    """The tables on the terminal, with the scores that lead alone: all of them do not fit its width."""
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
-    headings, rows = readable_rows(table)
-    shown = Table(*map(escape, headings), title=title)  # "[s]" is a unit, not a style
-    for kind, row in zip(table[KIND], rows, strict=True):
-        shown.add_row(*map(escape, row), style="cyan" if kind == "baseline" else None)
-    Console().print(shown)
+    from reperfuse.evaluation.trials import KIND, readable_rows
+
+    search = Part(f"{title}: cross-validation, best first", *readable_rows(table, lead))
+    for part in [search, *holdout_tables(folder, level_name, lead, alone=True)]:
+        shown = Table(*map(escape, part.headings), title=part.title)  # "[s]" is a unit, not a style
+        kinds = table[KIND] if part is search else ["trial"] * len(part.rows)
+        for kind, row in zip(kinds, part.rows, strict=True):
+            shown.add_row(*map(escape, row), style="cyan" if kind == "baseline" else None)
+        Console().print(shown)

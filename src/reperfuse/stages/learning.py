@@ -87,6 +87,7 @@ def tune_arm(settings: ArmParams, seed: int, objective: Objective, *, join: bool
             "trial": summary.best_number,
             "study_run_id": study.origin,
             "scored_with": objective.settled(summary.best_fold_scores),
+            "rivals_by": asked.rivals,
             "rivals": rivals_of(summary, asked, objective),
         },
     )

@@ -205,19 +205,26 @@ def _assessment(
 
 
 def _threshold_baseline(settings: LesionPreprocess) -> "Predict":
-    """The intensity threshold with the best mean Dice on the training subjects."""
+    """The intensity threshold with the best mean Dice on the training subjects, on the first modality that is there."""
     from reperfuse.evaluation.baselines import best_threshold
     from reperfuse.stages.lesion_input import network_input
     from reperfuse.stages.processed import training_arrays
 
+    def first(channels: np.ndarray) -> np.ndarray:
+        return next((channel for channel in channels if channel.any()), channels[0])
+
+    ends = (-4.0, 4.0)
+    if settings.normalisation != "zscore":  # other intensities are no standard deviations
+        tails = [np.percentile(first(image)[mask > 0], [0.1, 99.9]) for image, _, mask in training_arrays(ARM)]
+        ends = float(np.min(tails)), float(np.max(tails))
     chosen = best_threshold(
-        ((image[0], target > 0, mask > 0) for image, target, mask in training_arrays(ARM)),
-        edges=np.linspace(-4, 4, 161),
+        ((first(image), target > 0, mask > 0) for image, target, mask in training_arrays(ARM)),
+        edges=np.linspace(*ends, 161),
     )
 
     def predict(image: "Volume") -> np.ndarray:
         array, brain = network_input(image, settings)
-        return chosen(array[0], brain).astype(np.float32)
+        return chosen(first(array), brain).astype(np.float32)
 
     return predict
 
@@ -260,6 +267,6 @@ def report(params: Params) -> None:
         level_name="thickness_mm",
         sizes="lesion_volume_ml",
         overlay=overlay,
-        n_overlays=params.lesion.report.n_overlays,
+        settings=params.lesion.report,
         bootstrap=params.bootstrap(ARM),
     )

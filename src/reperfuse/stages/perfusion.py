@@ -313,6 +313,6 @@ def report(params: Params) -> None:
         level_name="tr_s",
         sizes="hypoperfused_ml",
         overlay=overlay,
-        n_overlays=params.perfusion.report.n_overlays,
+        settings=params.perfusion.report,
         bootstrap=params.bootstrap(ARM),
     )

@@ -11,12 +11,15 @@ from reperfuse.evaluation import figures
 from reperfuse.evaluation.metrics import METRICS
 from reperfuse.evaluation.report import render_report
 from reperfuse.evaluation.resolution import FACETS, curve, facet_name
-from reperfuse.evaluation.summary import ranked_subjects
+from reperfuse.evaluation.summary import MODEL, ranked_subjects
 from reperfuse.evaluation.tables import COLUMN_LABELS
+from reperfuse.evaluation.trials import known_metrics
 from reperfuse.files import read_json
 from reperfuse.imaging.volume import load_volume
+from reperfuse.params import Report
 from reperfuse.stages import layout
 from reperfuse.stages.processed import read_cohort, read_table
+from reperfuse.stages.searched import name_among_rivals, trials_of, what_was_chosen
 
 Overlay = Callable[[str, Mapping[str, np.ndarray], str, Mapping[str, str]], Figure]
 """(participant, method to prediction on the truth's grid, title, method to caption) to a figure."""
@@ -33,7 +36,7 @@ def report_arm(
     level_name: str,
     sizes: str,
     overlay: Overlay,
-    n_overlays: int,
+    settings: Report,
     bootstrap: Mapping[str, Any],
 ) -> None:
     """Write reports/<arm>.html and log it with its figures to the training's run.
@@ -46,16 +49,24 @@ def report_arm(
         Column of cohort.csv whose distribution is drawn.
     overlay
         Draws the predictions of one subject.
-    n_overlays
-        Subjects drawn: best, median, worst, then evenly between.
+    settings
+        How many subjects are drawn, and what the page begins with.
+
+    Raises
+    ------
+    InputError
+        If `settings.metrics` names what is no score.
     """
+    headline = known_metrics(settings.metrics)
     results = layout.results(arm)
     cohort, folds = read_cohort(arm), read_table(layout.folds_csv(arm), arm)
     scores = read_table(results / "evaluate" / "scores.csv", arm)
     study = read_table(results / "resolution" / "scores.csv", arm)
     validation = read_table(results / "tune" / "validation.csv", arm)
     history = read_table(layout.models(arm) / "history.csv", arm)
-    chosen_by = read_json(layout.best_json(arm))["metric"]
+    best = read_json(layout.best_json(arm))
+    chosen_by = best["metric"]
+    names = {MODEL: f"{name_among_rivals(best)},"} if best["rivals"] else {}
     record = read_json(layout.models(arm) / "run.json")
     sides = cohort.merge(folds[["participant_id", "side"]], on="participant_id", how="left")["side"]
     page: dict[str, Figure] = {
@@ -64,7 +75,7 @@ def report_arm(
         "training": figures.training_curve(history[["epoch", "loss"]]),
         "scores": figures.score_dots(scores, metric),
     }
-    for label, participant in ranked_subjects(scores, metric, n=n_overlays).items():
+    for label, participant in ranked_subjects(scores, metric, n=settings.n_overlays).items():
         rows = scores[scores["participant_id"] == participant].set_index("method")
         shown = {str(method): value for method, value in rows[metric].dropna().items() if method not in FLAT}
         page[f"overlay {label} {participant}"] = overlay(
@@ -72,7 +83,9 @@ def report_arm(
             {method: prediction(arm, participant, method) for method in shown},
             f"{participant}: {label}",
             {
-                method: f"{METRICS[metric].label} {value:.2f} {METRICS[metric].unit}".strip()
+                method: " ".join(
+                    filter(None, [names.get(method, ""), METRICS[metric].label, f"{value:.2f}", METRICS[metric].unit])
+                )
                 for method, value in shown.items()
             },
         )
@@ -92,9 +105,11 @@ def report_arm(
         lineage=record["lineage"] | {"run id": record["run_id"]},
         summary=read_table(results / "evaluate" / "summary.csv", arm),
         cross_validation=validation,
-        trials=read_table(results / "tune" / "trials.csv", arm),
+        trials=trials_of(results / "tune", searched=list(best["overrides"]), lead=headline),
         chosen=record["params"],
         resolution=study,
+        headline=headline,
+        notes=[what_was_chosen(best)],
         seed=int(bootstrap["seed"]),
     )
     with tracking.resume(record) as run:
