@@ -43,7 +43,20 @@ from reperfuse.training.predict import mirrored, predict_volume
 from reperfuse.training.samples import Subject
 from reperfuse.training.sampling import Sampling
 
-SCORES = ("dice", "pr_auc", "lesion_f1_atlas", "lesion_f1_isles22", "lesion_rq_isles26", "volume_error_ml", "hd95_mm")
+SCORES = {
+    "dice": "Dice",
+    "pr_auc": "PR-AUC",
+    "lesion_f1_atlas": "F1 ATLAS",
+    "lesion_f1_isles22": "F1 ISLES'22",
+    "lesion_rq_isles26": "RQ ISLES'26",
+    "volume_error_ml": "volume error [mL]",
+    "hd95_mm": "HD95 [mm]",
+}
+"""Metric → heading."""
+
+DECIMALS = {"volume_error_ml": 0, "hd95_mm": 0}
+"""Where they are not two."""
+
 PATCHES: dict[str, Any] = {"batch_size": 2, "foreground_fraction": 0.7}
 WHOLE: dict[str, Any] = {"batch_size": 1, "foreground_fraction": 0.0, "patch_size": None}
 SLICES: dict[str, Any] = {"batch_size": 16, "sampling": Sampling("slices")}
@@ -195,7 +208,7 @@ def table(found: dict[str, dict[str, Any]], against: str | None = None) -> str:
     heads = [
         "network",
         *([f"Dice − that of {against}"] if against else []),
-        *SCORES,
+        *SCORES.values(),
         "parameters",
         "s/step",
         "samples",
@@ -213,8 +226,9 @@ def table(found: dict[str, dict[str, Any]], against: str | None = None) -> str:
         for metric in SCORES:
             values = [row[metric] for row in result["scores"] if row[metric] is not None]
             low, high = bootstrap_interval(values)
-            ends = "" if low is None else f" ({low:.2f}–{high:.2f})"
-            cells.append(f"{np.mean(values):.2f}{ends}" if values else "–")
+            places = DECIMALS.get(metric, 2)
+            ends = "" if low is None else f" ({low:.{places}f}–{high:.{places}f})"
+            cells.append(f"{np.mean(values):.{places}f}{ends}" if values else "–")
         cells += [f"{result['parameters']:,}".replace(",", " "), f"{result['step_s']:.2f}", str(result["samples"])]
         cells += [f"{result['minutes']:.1f}", f"{result['peak_gb']:.1f}"]
         lines.append(f"| {' | '.join(cells)} |")
