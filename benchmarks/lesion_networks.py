@@ -4,11 +4,12 @@
 
 trains every network of the published studies, and the strong one (`dynunet`) with its recipe, for --minutes on the same
 training subjects, each in a process of its own, and prints a Markdown table: mean scores of the same test subjects with
-bootstrap intervals, parameters, seconds per step, samples seen, peak memory. --peer names the Python of another
-environment that holds nnU-Net v2 (nnunetv2==2.8), which then trains on the same subjects (`nnunet_peer.py`). With
---samples each sees as many samples, however long it takes. --parts asks what each part of the recipe is worth: the
-recipe without it, or with another in its place, as paired differences. --grid 64 trains on whole volumes downsized to
-64³ voxels, as the study of (2+1)D convolutions did: `--networks unet3d unet2plus1d --grid 128` is its question.
+bootstrap intervals, parameters, seconds per step, samples seen, peak memory (of the GPU where there is one). --peer
+names the Python of another environment that holds nnU-Net v2 (nnunetv2==2.8), which then trains on the same subjects
+(`nnunet_peer.py`). With --samples each sees as many samples, however long it takes. --parts asks what each part of the
+recipe is worth: the recipe without it, or with another in its place, as paired differences. --grid 64 trains on whole
+volumes downsized to 64³ voxels, as the study of (2+1)D convolutions did: `--networks unet3d unet2plus1d --grid 128` is
+its question.
 
 Every mask is the probability above 0.5, and no answer of the first table is averaged over mirror images. Times depend
 on the machine and on what else it does: `taskset -c 1` gives all of them one core. Ours compute in bfloat16 where the
@@ -39,7 +40,7 @@ from reperfuse.files import read_json
 from reperfuse.networks import build_network
 from reperfuse.training.fit import FitSettings, fit
 from reperfuse.training.losses import ACTIVATIONS
-from reperfuse.training.predict import mirrored, predict_volume
+from reperfuse.training.predict import device_of, mirrored, predict_volume
 from reperfuse.training.samples import Subject
 from reperfuse.training.sampling import Sampling
 
@@ -163,8 +164,12 @@ def one(name: str, subjects: list[Subject], budget: Budget, seed: int, edge: int
         seconds = time.monotonic() - started
 
     def predict(image: np.ndarray) -> np.ndarray:
-        return predict_volume(done.network, image, activation=ACTIVATIONS[settings["loss"]])
+        return predict_volume(done.network, image, activation=ACTIVATIONS[settings["loss"]], device=device_of())
 
+    if torch.cuda.is_available():
+        peak_gb = torch.cuda.max_memory_allocated() / 1e9
+    else:
+        peak_gb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     answer = mirrored(predict) if entry.mirror else predict
     return {
         "scores": [scores_of(answer(np.asarray(subject.load()[0])), subject) for subject in test],
@@ -173,7 +178,7 @@ def one(name: str, subjects: list[Subject], budget: Budget, seed: int, edge: int
         "step_s": seconds / steps,
         "samples": steps * settings["batch_size"],
         "minutes": seconds / 60,
-        "peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6,
+        "peak_gb": peak_gb,
     }
 
 
@@ -203,36 +208,46 @@ def scores_of(probability: np.ndarray, subject: Subject) -> dict[str, float | No
     return lesion_scores(probability > 0.5, subject.load()[1][0] > 0, spacing_mm, probability=probability)
 
 
-def table(found: dict[str, dict[str, Any]], against: str | None = None) -> str:
-    """Markdown, a row per network; with `against` also the mean paired difference of Dice to that row."""
-    heads = [
-        "network",
-        *([f"Dice − that of {against}"] if against else []),
-        *SCORES.values(),
-        "parameters",
-        "s/step",
-        "samples",
-        "minutes",
-        "peak GB",
-    ]
-    lines = [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
+def table(found: dict[str, dict[str, Any]]) -> str:
+    """Markdown, a row per network: mean scores with bootstrap intervals, and what they took."""
+    rows = [["network", *SCORES.values(), "parameters", "s/step", "samples", "minutes", "peak GB"]]
     for name, result in found.items():
-        cells = [name]
-        if against:
-            pairs = zip(result["scores"], found[against]["scores"], strict=True)
-            change = [a["dice"] - b["dice"] for a, b in pairs if a["dice"] is not None]
-            low, high = bootstrap_interval(change)
-            cells.append(f"{np.mean(change):+.3f} ({low:+.3f} to {high:+.3f})" if low is not None else "–")
+        row = [name]
         for metric in SCORES:
-            values = [row[metric] for row in result["scores"] if row[metric] is not None]
-            low, high = bootstrap_interval(values)
-            places = DECIMALS.get(metric, 2)
-            ends = "" if low is None else f" ({low:.{places}f}–{high:.{places}f})"
-            cells.append(f"{np.mean(values):.{places}f}{ends}" if values else "–")
-        cells += [f"{result['parameters']:,}".replace(",", " "), f"{result['step_s']:.2f}", str(result["samples"])]
-        cells += [f"{result['minutes']:.1f}", f"{result['peak_gb']:.1f}"]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+            row.append(mean_said([scores[metric] for scores in result["scores"]], DECIMALS.get(metric, 2)))
+        row += [f"{result['parameters']:,}".replace(",", " "), f"{result['step_s']:.2f}", str(result["samples"])]
+        rows.append([*row, f"{result['minutes']:.1f}", f"{result['peak_gb']:.1f}"])
+    return markdown(rows)
+
+
+def differences(found: dict[str, dict[str, Any]]) -> str:
+    """Markdown, a row per entry: mean paired differences to the first one, with bootstrap intervals."""
+    (first, against), *others = found.items()
+    rows = [[f"less those of {first}", *SCORES.values()]]
+    for name, result in others:
+        row = [name]
+        for metric in SCORES:
+            pairs = [(a[metric], b[metric]) for a, b in zip(result["scores"], against["scores"], strict=True)]
+            change = [a - b for a, b in pairs if a is not None and b is not None]
+            row.append(mean_said(change, DECIMALS.get(metric, 2), sign="+"))
+        rows.append(row)
+    return markdown(rows)
+
+
+def mean_said(values: list[float | None], places: int, sign: str = "") -> str:
+    """A mean of what is defined with its interval, as text."""
+    numbers = [value for value in values if value is not None]
+    if not numbers:
+        return "–"
+    low, high = bootstrap_interval(numbers)
+    said = f"{np.mean(numbers):{sign}.{places}f}"
+    return said if low is None else f"{said} ({low:{sign}.{places}f} to {high:{sign}.{places}f})"
+
+
+def markdown(rows: list[list[str]]) -> str:
+    """Rows of text as a table, the first its heading."""
+    lines = [f"| {' | '.join(row)} |" for row in rows]
+    return "\n".join([lines[0], f"|{'---|' * len(rows[0])}", *lines[1:]])
 
 
 def main() -> None:
@@ -274,7 +289,9 @@ def main() -> None:
                     made = json.loads(subprocess.check_output(command, text=True).splitlines()[-1])
                 result.write_text(json.dumps(made))
             found[name] = json.loads(result.read_text())
-            print(table(found, "the recipe" if asked.parts is not None else None), flush=True)
+            print(table(found), flush=True)
+        if asked.parts is not None:
+            print(f"\n{differences(found)}")
 
 
 if __name__ == "__main__":

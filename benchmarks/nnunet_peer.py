@@ -11,7 +11,7 @@ reperfuse. FOLDER is what `nnunet_export.export` wrote. It leaves there:
 - raw/, preprocessed/ and results/, in nnU-Net's own layout.
 
 What is nnU-Net's own: planner, preprocessing, network, augmentation, foreground oversampling, loss, deep supervision,
-SGD, polynomial learning rate, sliding window with mirroring; single precision, as always on a CPU.
+SGD, polynomial learning rate, sliding window with mirroring; single precision on a CPU, half where there is a GPU.
 
 What differs from its defaults, and why:
 
@@ -52,6 +52,7 @@ from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 DATASET = "Dataset001_Lesions"
 CONFIGURATION = "3d_fullres"
 ITERATIONS_PER_EPOCH = 20
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 class PatchPlanner(ExperimentPlanner):
@@ -81,7 +82,7 @@ class ShortTrainer(nnUNetTrainer):
     """nnU-Net's trainer with short epochs, which writes no checkpoint and draws no progress."""
 
     def __init__(
-        self, plans: dict, configuration: str, fold: int, dataset_json: dict, device: torch.device = torch.device("cpu")
+        self, plans: dict, configuration: str, fold: int, dataset_json: dict, device: torch.device = DEVICE
     ) -> None:
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.num_iterations_per_epoch = ITERATIONS_PER_EPOCH
@@ -124,7 +125,7 @@ def trained(plans: dict, description: dict, epochs: int, seed: int) -> tuple[Sho
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002
     torch.manual_seed(seed)
-    trainer = ShortTrainer(plans | {"continue_training": False}, CONFIGURATION, "all", description, torch.device("cpu"))
+    trainer = ShortTrainer(plans | {"continue_training": False}, CONFIGURATION, "all", description, DEVICE)
     trainer.num_epochs = epochs
     started = time.monotonic()
     trainer.run_training()
@@ -141,7 +142,7 @@ def epochs_in(minutes: float, plans: dict, description: dict, seed: int) -> int:
 def predicted(trainer: ShortTrainer, files: list[str], threads: int, mirroring: bool) -> tuple[np.ndarray, np.ndarray]:
     """Image and lesion probability of one subject, both (I, J, K) of its file."""
     plans, configuration = trainer.plans_manager, trainer.configuration_manager
-    predictor = nnUNetPredictor(use_mirroring=mirroring, device=torch.device("cpu"), allow_tqdm=False)
+    predictor = nnUNetPredictor(use_mirroring=mirroring, device=DEVICE, allow_tqdm=False)
     predictor.manual_initialization(
         trainer.network,
         plans,
@@ -159,6 +160,13 @@ def predicted(trainer: ShortTrainer, files: list[str], threads: int, mirroring: 
     )
     image, _ = plans.image_reader_writer_class().read_images(files[:1])
     return image[0].T, np.asarray(probabilities[1], np.float32).T
+
+
+def peak_gb() -> float:
+    """The most memory of this process so far, of the GPU where there is one."""
+    if DEVICE.type == "cuda":
+        return torch.cuda.max_memory_allocated() / 1e9
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
 
 
 def main() -> None:
@@ -198,7 +206,7 @@ def main() -> None:
         "step_s": seconds / steps,
         "samples": steps * asked.batch,
         "minutes": seconds / 60,
-        "peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6,
+        "peak_gb": peak_gb(),
     }
     trainer.set_deep_supervision_enabled(False)
     (folder / "predictions").mkdir()
