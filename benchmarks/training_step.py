@@ -63,11 +63,13 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--edge", type=int, default=32, help="voxels along each axis of a patch")
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--networks", nargs="*", choices=ENTRIES, default=list(ENTRIES))
     asked = parser.parse_args()
     device = torch.device(asked.device)
     print(f"{torch.get_num_threads()} threads, {asked.device}, auto is {precision_of('auto', device)}\n")
     print(f"| step [s] | {' | '.join(WAYS)} | as trained, times fp32 |\n|---|{'--:|' * (len(WAYS) + 1)}")
-    for label, entry in ENTRIES.items():
+    for label in asked.networks:
+        entry = ENTRIES[label]
         thin = "sampling" in entry.settings
         shape = (2 * asked.edge, 1, asked.edge, asked.edge, 1) if thin else (2, 1, *[asked.edge] * 3)
         image = torch.randn(shape, device=device)
