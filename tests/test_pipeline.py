@@ -13,7 +13,8 @@ import pytest
 import yaml
 from conftest import Workspace
 
-from reperfuse.evaluation.operating_point import SMALLEST_ML, THRESHOLDS, OperatingPoint
+from reperfuse.evaluation.operating_point import SMALLEST_ML, THRESHOLDS
+from reperfuse.stages.lesion_input import operating_point
 
 ARMS = ("lesion", "perfusion")
 
@@ -80,8 +81,8 @@ def test_the_perfusion_model_stands_beside_deconvolution_in_the_search_and_on_th
 def test_the_lesion_models_operating_point_was_chosen_by_the_search(finished: Workspace) -> None:
     chosen = read(finished, "results/lesion/tune/best.json")["scored_with"]
     assert read(finished, "models/lesion/model.json")["extra"]["scored_with"] == chosen
-    point = OperatingPoint(**chosen)
-    assert point.probability_threshold in THRESHOLDS and point.smallest_ml in SMALLEST_ML
+    point = operating_point(chosen)
+    assert not chosen["mirror"] and point.probability_threshold in THRESHOLDS and point.smallest_ml in SMALLEST_ML
 
 
 @pytest.mark.parametrize("arm", ARMS)
