@@ -109,26 +109,53 @@ def resample(
     data = volume.data
     if mask or order > 0:
         data = np.asarray(data, dtype=np.result_type(data, np.float32) if data.dtype.kind == "f" else np.float32)
-    if antialias and order > 0 and not mask:
-        steps = np.abs(to_source[:3, :3]).max(axis=1)
-        for axis, (n, step) in enumerate(zip(source_shape, steps, strict=True)):
-            if step > 1 + 1e-3:
-                data = _along(_slice_weights(np.arange(n), n, float(step), "gaussian"), data, axis)
-
     spline: Any = 1 if mask else order
+    matrix, offset = to_source[:3, :3], to_source[:3, 3]
+    in_parallel = np.count_nonzero(matrix - np.diag(np.diag(matrix))) == 0
+    steps = np.abs(matrix).max(axis=1)
+    blurred = [antialias and order > 0 and not mask and step > 1 + 1e-3 for step in steps]
+
+    def blur(axis: int) -> NDArray[np.float64]:
+        n = source_shape[axis]
+        return _slice_weights(np.arange(n), n, float(steps[axis]), "gaussian")
+
+    if in_parallel and spline == 1:
+        # Axis by axis a matrix, blur and interpolation in one: tens of times as fast as a spline at every voxel.
+        for axis in np.argsort(steps)[::-1]:  # what shrinks most goes first
+            weights = _linear_weights(offset[axis] + matrix[axis, axis] * np.arange(shape[axis]), source_shape[axis])
+            data = _along(weights @ blur(axis) if blurred[axis] else weights, data, axis)
+        return _on_new_grid(volume, data, affine, to_source, source_shape, mask=mask, limited=like is not None)
+
+    for axis in range(3):
+        if blurred[axis]:
+            data = _along(blur(axis), data, axis)
 
     def on_grid(frame: NDArray[Any]) -> NDArray[Any]:
-        matrix, offset = to_source[:3, :3], to_source[:3, 3]
-        if np.count_nonzero(matrix - np.diag(np.diag(matrix))) == 0:
-            matrix = np.diag(matrix)  # axes in parallel: scipy then computes weights per axis, not per voxel
-        return ndimage.affine_transform(frame, matrix, offset, shape, order=spline, mode="nearest")
+        # As a vector where the axes are in parallel: scipy then computes weights per axis, not per voxel.
+        return ndimage.affine_transform(
+            frame, np.diag(matrix) if in_parallel else matrix, offset, shape, order=spline, mode="nearest"
+        )
 
     if data.ndim == 4:
         sampled = np.stack([on_grid(data[..., t]) for t in range(data.shape[3])], axis=-1)
     else:
         sampled = on_grid(data)
-    if like is not None:
-        sampled[~_inside(to_source, shape, source_shape)] = 0
+    return _on_new_grid(volume, sampled, affine, to_source, source_shape, mask=mask, limited=like is not None)
+
+
+def _on_new_grid(
+    volume: Volume,
+    sampled: NDArray[Any],
+    affine: NDArray[Any],
+    to_source: NDArray[Any],
+    source_shape: Sequence[int],
+    *,
+    mask: bool,
+    limited: bool,
+) -> Volume:
+    """What `resample` returns of its samples: `limited` to the source's field of view, and a `mask` cut at one half."""
+    if limited:
+        sampled[~_inside(to_source, sampled.shape[:3], source_shape)] = 0
     if mask:
         sampled = (sampled >= 0.5 - 1e-4).astype(np.uint8)
     return replace(volume, data=sampled, affine=affine)
@@ -166,6 +193,7 @@ def thick_slices(
     *,
     profile: str = "gaussian",
     spacing_mm: float | None = None,
+    offset_mm: float = 0.0,
     keep_thick: bool = False,
 ) -> Volume:
     """The volume as a scanner with slices of `thickness_mm` would have seen it.
@@ -191,6 +219,9 @@ def thick_slices(
         "gaussian" or "box".
     spacing_mm
         Distance between slice centres [mm]; the thickness when not given, larger leaves a gap, smaller overlaps.
+    offset_mm
+        How far the stack is shifted along the axis, toward its far end [mm]: where in the head the slices happen to
+        lie. The affine of the stack moves with it, the image does not.
     keep_thick
         False brings the slices back to the source grid by linear interpolation (first and last slice held); True
         returns the thick stack with its own affine.
@@ -226,7 +257,7 @@ def thick_slices(
 
     thickness, step = _snap(thickness_mm / source_mm), _snap(spacing_mm / source_mm)
     m = max(1, int(np.ceil((n - thickness) / step - 1e-6)) + 1)
-    first = _first_centre(n, m, step)
+    first = _first_centre(n, m, step) + offset_mm / source_mm
     data = np.asarray(volume.data, dtype=volume.data.dtype if volume.data.dtype == np.float64 else np.float32)
     data = _along(_slice_weights(first + step * np.arange(m), n, thickness, profile), data, number)
     if keep_thick:
@@ -321,6 +352,8 @@ def _slice_weights(positions: NDArray[Any], n: int, thickness: float, profile: s
 
 def _along(weights: NDArray[np.float64], data: NDArray[Any], axis: int) -> NDArray[Any]:
     """The matrix applied along one axis."""
+    if weights.shape[0] == weights.shape[1] and np.array_equal(weights, np.eye(len(weights))):
+        return np.array(data)
     product = np.tensordot(weights.astype(data.dtype), data, axes=(1, axis))
     return np.ascontiguousarray(np.moveaxis(product, 0, axis))
 

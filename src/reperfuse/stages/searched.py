@@ -69,7 +69,6 @@ def what_was_chosen(best: Mapping[str, Any]) -> str:
 
 def _said(overrides: Mapping[str, Any]) -> str:
     return ", ".join(
-        f"{name.rpartition('.')[2].replace('_', ' ')} "
-        f"{f'{value:.3g}' if isinstance(value, float) else value}"
+        f"{name.rpartition('.')[2].replace('_', ' ')} {f'{value:.3g}' if isinstance(value, float) else value}"
         for name, value in overrides.items()
     )
