@@ -88,11 +88,10 @@ def fake_study(arm: str, n: int = 8) -> dict[str, Any]:
     )
     resolution = resolution_study(
         held.items(),
-        levels=levels,
+        levels=dict.fromkeys(facets, levels),
         degrade=lambda subject, level, facet: (subject, level),
         predict={method: lambda pair, method=method: pair[0].predict(method, pair[1]) for method in methods},
-        score=lambda prediction, subject: subject.score(prediction),
-        facets=facets,
+        score=lambda prediction, subject, level, facet: subject.score(prediction),
         level_name=level_name,
     )
     validation = pd.DataFrame(

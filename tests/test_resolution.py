@@ -7,12 +7,15 @@ import pytest
 from reperfuse.evaluation.resolution import (
     curve,
     facet_name,
+    lesion_table,
     level_effects,
     method_effects,
     resolution_scalars,
     resolution_study,
+    size_curve,
     study_table,
     subject_rows,
+    whole_facets,
 )
 
 LEVELS = (2.0, 5.0, 10.0)
@@ -21,17 +24,17 @@ LEVELS = (2.0, 5.0, 10.0)
 def study(score=lambda level, quality: quality - level / 20, n: int = 6, **kwargs) -> pd.DataFrame:
     """Subjects of different quality whose score depends on the level."""
     arguments = {
-        "levels": LEVELS,
+        "levels": {"k": LEVELS},
         "degrade": lambda subject, level, facet: (level, subject, facet),
         "predict": {"model": lambda seen: score(seen[0], seen[1]), "baseline_empty": lambda seen: 0.0},
-        "score": lambda prediction, subject: {"dice": prediction, "mae_s": 1 - prediction, "hd95_mm": None},
+        "score": lambda prediction, *_: {"dice": prediction, "mae_s": 1 - prediction, "hd95_mm": None},
     }
     qualities = np.linspace(0.6, 0.9, n)
     return resolution_study([(f"sub-{row}", value) for row, value in enumerate(qualities)], **(arguments | kwargs))
 
 
 def test_there_is_one_row_per_subject_method_facet_and_level():
-    table = study(facets=("i", "k"))
+    table = study(levels=dict.fromkeys("ik", LEVELS))
     assert len(table) == 6 * 2 * 2 * 3
     assert not table.duplicated(["participant_id", "method", "axis", "thickness_mm"]).any()
 
@@ -46,10 +49,10 @@ def test_each_subject_is_read_once_and_degraded_once_for_all_methods():
 
     resolution_study(
         subjects(),
-        levels=(1, 2),
-        degrade=lambda subject, level, facet: degraded.append((subject, level, len(alive))),
+        levels={"k": (1, 2)},
+        degrade=lambda subject, level, facet: degraded.append((subject, level, len(alive))) or [level],
         predict={"model": lambda seen: 1.0, "baseline_empty": lambda seen: 0.0},
-        score=lambda prediction, subject: {"dice": prediction},
+        score=lambda prediction, *_: {"dice": prediction},
     )
     assert degraded == [(number, level, number + 1) for number in range(3) for level in (1, 2)]
 
@@ -61,11 +64,11 @@ def test_a_lone_callable_is_the_model_and_a_metric_undefined_for_all_stays_a_num
 
 def test_rows_kept_from_an_earlier_run_give_the_same_table():
     whole = study()
-    arguments = {"levels": LEVELS, "degrade": lambda s, level, facet: level, "predict": lambda level: level}
+    arguments = {"levels": {"k": LEVELS}, "degrade": lambda s, level, facet: level, "predict": lambda level: level}
     kept = [
         row
         for name in ("a", "b")
-        for row in subject_rows(name, 0, score=lambda prediction, subject: {"dice": prediction}, **arguments)
+        for row in subject_rows(name, 0, score=lambda prediction, *_: {"dice": prediction}, **arguments)
     ]
     assert study_table(kept)["dice"].tolist() == [*LEVELS, *LEVELS]
     pd.testing.assert_frame_equal(study_table(whole.to_dict("records")), whole)
@@ -102,15 +105,14 @@ def test_for_an_error_the_loss_is_a_rise_so_that_positive_is_always_worse():
 def noisy_study(n: int = 6, **kwargs) -> pd.DataFrame:
     """A study of the sampling interval at two SNRs: the error of the model grows half as fast as that of oSVD."""
     arguments = {
-        "levels": (1.0, 1.5, 3.0),
-        "facets": (50.0, 20.0),
+        "levels": dict.fromkeys((50.0, 20.0), (1.0, 1.5, 3.0)),
         "level_name": "tr_s",
         "degrade": lambda subject, level, facet: (level, subject, facet),
         "predict": {
             "baseline_osvd": lambda seen: 20 * seen[0] / seen[2] + seen[1],
             "model": lambda seen: 10 * seen[0] / seen[2] + seen[1],
         },
-        "score": lambda prediction, subject: {"mae_s": float(prediction)},
+        "score": lambda prediction, *_: {"mae_s": float(prediction)},
     }
     subjects = [(f"sub-{row}", value) for row, value in enumerate(np.linspace(0.6, 0.9, n))]
     return resolution_study(subjects, **(arguments | kwargs))
@@ -207,7 +209,54 @@ def test_every_level_is_compared_with_the_finest_within_each_subject():
 
 
 def test_axes_are_averaged_within_a_subject_unless_one_is_named():
-    table = study(facets=("i", "k"))
+    table = study(levels=dict.fromkeys("ik", LEVELS))
     table.loc[table["axis"] == "i", "dice"] += 0.1
     both, one = resolution_scalars(table), resolution_scalars(table, at="k")
     assert both["resolution_auc"] == pytest.approx(one["resolution_auc"] + 0.05)
+
+
+def test_what_is_not_degraded_is_asked_once_for_all_facets():
+    asked = []
+
+    def predict(seen):
+        asked.append(seen)
+        return seen[1]
+
+    rows = subject_rows(
+        "sub-1",
+        ("scan", 0.8),
+        levels={"k": (1.0, 5.0), "i": (1.0, 5.0)},
+        degrade=lambda subject, level, facet: subject if level == 1 else (facet, 0.4),
+        predict=predict,
+        score=lambda prediction, *_: {"dice": prediction},
+    )
+    assert asked == [("scan", 0.8), ("k", 0.4), ("i", 0.4)]
+    assert [row["dice"] for row in rows] == [0.8, 0.4, 0.8, 0.4]
+
+
+def test_a_facet_at_some_levels_only_moves_no_mean_over_facets():
+    table = study(levels={"k": LEVELS, "i": (2.0, 10.0)})
+    table.loc[table["axis"] == "i", "dice"] -= 0.5
+    assert whole_facets(table, "thickness_mm") == ["k"]
+    assert resolution_scalars(table) == resolution_scalars(table, at="k")
+
+
+def test_lesions_are_listed_at_every_level_and_stay_out_of_the_scores():
+    table = [
+        {"participant_id": "sub-1", "method": "model", "axis": "k", "thickness_mm": level, "dice": 0.5}
+        | {"lesions": [(0.2, level < 5), (8.0, True)]}
+        for level in LEVELS
+    ]
+    lesions = lesion_table(table)
+    assert len(lesions) == 2 * len(LEVELS) and list(study_table(table).columns)[-1] == "dice"
+    assert lesions.query("volume_ml < 1")["found"].tolist() == [True, False, False]
+
+
+def test_every_size_has_its_own_curve():
+    table = study()
+    volumes = {name: 0.5 if number < 2 else 70.0 for number, name in enumerate(table["participant_id"].unique())}
+    curves = size_curve(table, volumes | {"sub-5": float("nan")}, metrics=["dice"])
+    ours = curves[(curves["method"] == "model") & (curves["thickness_mm"] == 2)]
+    assert ours["stratum"].tolist() == ["< 1 mL", "≥ 50 mL"] and ours["n"].tolist() == [2, 3]
+    small = table.query("method == 'model' and thickness_mm == 2 and participant_id in ('sub-0', 'sub-1')")
+    assert ours["mean"].iloc[0] == pytest.approx(small["dice"].mean())

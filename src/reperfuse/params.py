@@ -139,6 +139,11 @@ class Train(Section):
         description="on the fly: `light` flips and slightly changes intensities, `published` windows, flips, rotates "
         "and zooms in the plane as a residual 2D U-Net was trained, `strong` is nnU-Net's set"
     )
+    acquisition: Literal["none", "slices", "synthseg", "anisotropy", "low_resolution"] = Field(
+        "none",
+        description="coarser images on the fly, masks as they are: `slices` are 1 to 10 mm thick along a random axis, "
+        "the others what SynthSeg, TorchIO and nnU-Net do",
+    )
     optimiser: Literal["adam", "adamw"] = Field(description="gradient descent rule")
     schedule: Literal["constant", "cosine", "polynomial"] = Field(description="learning rate over the training")
     learning_rate: float = Field(gt=0, description="initial step size")
@@ -267,15 +272,27 @@ class LesionEvaluate(Evaluate):
 
 
 class LesionResolution(Section):
-    """Score against slice thickness, on the model grid."""
+    """Score against slice thickness: the scans as they came, with thicker slices."""
 
     thickness_mm: tuple[float, ...] = Field(
-        (2.0, 5.0, 10.0), min_length=2, description="slice thickness [mm]; from the model grid's own upwards"
+        (1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0),
+        min_length=2,
+        description="slice thickness [mm]; thinner ones than a scan's own are left out",
     )
     axes: tuple[Literal["i", "j", "k"], ...] = Field(
-        ("k",), min_length=1, description="slice direction: array axis of the RAS grid; k is axial"
+        ("k",),
+        min_length=1,
+        description="slice direction: array axis of the RAS scan, k is axial; the first is the main",
     )
-    profile: Literal["gaussian", "box"] = Field("gaussian", description="slice profile")
+    other_axes_mm: tuple[float, ...] | None = Field(
+        (5.0, 10.0), description="thicknesses along the other axes, beside the finest; null is all of them"
+    )
+    profile: str = Field("gaussian", description="slice profile: gaussian, box, or a CSV file with a measured one")
+    gap_mm: float = Field(0.0, ge=0, le=20, description="between one slice and the next [mm]")
+    interpolation: Literal["linear", "nearest", "cubic"] = Field(
+        "linear", description="how thick slices are brought to the voxels that the scan had"
+    )
+    workers: int = Field(2, ge=1, le=64, description="subjects studied at once, each on its share of the processor")
 
 
 class LesionTrain(Train):
@@ -369,6 +386,7 @@ class PerfusionResolution(Section):
         min_length=1,
         description="S0/σ that noise is added to reach; a series that is noisier than that is left out",
     )
+    workers: int = Field(2, ge=1, le=64, description="patients studied at once, each on their share of the processor")
 
 
 class PerfusionTrain(Train):

@@ -3,7 +3,7 @@
 Every score is a number or ``None``; ``None`` means undefined and never counts as 0 or as perfect.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -115,6 +115,28 @@ METRICS: dict[str, MetricNote] = {
     "ssim": MetricNote("SSIM", "", "higher", "Local structural similarity of the two maps: 1 is identical."),
 }
 """Open family: a score's name, as it stands in every table, to what the report says about it."""
+
+
+THICK_GRID = {
+    name: f"{name}_thick"
+    for name in (
+        "dice",
+        "precision",
+        "recall",
+        "surface_dice",
+        "assd_mm",
+        "volume_error_ml",
+        "false_positive_ml",
+        "false_negative_ml",
+        "missed_lesions",
+    )
+}
+"""What the resolution study scores a second time on the grid of the thick slices, and what it is called there. On that
+grid neither mask can be finer than the slices, so that what is left of a loss is not the ruler's."""
+
+METRICS |= {
+    thick: replace(METRICS[name], label=f"{METRICS[name].label}, thick grid") for name, thick in THICK_GRID.items()
+}
 
 
 def lesion_scores(

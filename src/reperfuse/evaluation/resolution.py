@@ -14,10 +14,23 @@ import numpy as np
 import pandas as pd
 
 from reperfuse.evaluation.metrics import METRICS
-from reperfuse.evaluation.summary import MODEL, defined_only, metric_columns, paired_comparison, summarise
+from reperfuse.evaluation.summary import (
+    MODEL,
+    VOLUME_CLASSES,
+    defined_only,
+    metric_columns,
+    paired_comparison,
+    summarise,
+    volume_class,
+)
 
 Predict = Callable[[Any], Any]
+Score = Callable[[Any, Any, float, Any], Mapping[str, Any]]
+Levels = Mapping[Any, Sequence[float]]
 Row = dict[str, Any]
+
+LESIONS = "lesions"
+"""What a score may hold beside numbers: each true lesion as (volume [mL], whether any of it was found)."""
 
 FACETS = {"thickness_mm": "axis", "tr_s": "snr"}
 """Column of the facets, by that of the levels: slices are thick along an array axis (i, j or k), a series is sampled at
@@ -37,11 +50,10 @@ def facet_name(level_name: str, value: Any) -> str:
 def resolution_study(
     subjects: Iterable[tuple[str, Any]],
     *,
-    levels: Sequence[float],
+    levels: Levels,
     degrade: Callable[[Any, float, Any], Any],
     predict: Predict | Mapping[str, Predict],
-    score: Callable[[Any, Any], Mapping[str, float | None]],
-    facets: Sequence[Any] = ("k",),
+    score: Score,
     level_name: str = "thickness_mm",
 ) -> pd.DataFrame:
     """Score of every subject, method, facet and level: one row each.
@@ -51,17 +63,18 @@ def resolution_study(
     subjects
         ``(participant_id, subject)`` pairs; read one at a time, so a generator keeps memory flat.
     levels
-        Levels of degradation in the unit of `level_name`; the smallest is the one the others are compared with.
+        Facet to its levels of degradation, ascending, in the unit of `level_name`: array axes for slices
+        (``{"k": [1, 5, 10]}``), SNRs for a series (``{50.0: [1.0, 2.0]}``). The smallest level of a facet is the one
+        its others are compared with.
     degrade
-        ``degrade(subject, level, facet)`` gives the input of the networks at that level.
+        ``degrade(subject, level, facet)`` gives the input of the networks at that level. Where it gives the very object
+        that it gave first, as what is not degraded at all may be in every facet, nothing is asked again.
     predict
         ``predict(degraded)`` gives a prediction, or None where the method has none, whose scores are then undefined;
         a mapping from method name to callable shares each degraded input between methods. A single callable is the
         method ``"model"``.
     score
-        ``score(prediction, subject)`` gives ``{metric: number or None}``.
-    facets
-        Values of the facet: array axes for slices (``"k"``), SNRs for a series (``50.0``).
+        ``score(prediction, subject, level, facet)`` gives ``{metric: number or None}``.
     level_name
         Column of the level, a key of `FACETS`: ``thickness_mm``, or ``tr_s`` for perfusion.
 
@@ -73,8 +86,8 @@ def resolution_study(
     Examples
     --------
     >>> study = resolution_study(
-    ...     [("sub-1", 1.0)], levels=[1, 2], degrade=lambda subject, level, facet: subject / level,
-    ...     predict=lambda degraded: degraded, score=lambda prediction, subject: {"dice": prediction})
+    ...     [("sub-1", 1.0)], levels={"k": [1, 2]}, degrade=lambda subject, level, facet: subject / level,
+    ...     predict=lambda degraded: degraded, score=lambda prediction, *_: {"dice": prediction})
     >>> study[["thickness_mm", "dice"]].to_numpy().tolist()
     [[1.0, 1.0], [2.0, 0.5]]
     """
@@ -87,7 +100,6 @@ def resolution_study(
             degrade=degrade,
             predict=predict,
             score=score,
-            facets=facets,
             level_name=level_name,
         )
     return study_table(rows, level_name=level_name)
@@ -97,36 +109,65 @@ def subject_rows(
     participant_id: str,
     subject: Any,
     *,
-    levels: Sequence[float],
+    levels: Levels,
     degrade: Callable[[Any, float, Any], Any],
     predict: Predict | Mapping[str, Predict],
-    score: Callable[[Any, Any], Mapping[str, float | None]],
-    facets: Sequence[Any] = ("k",),
+    score: Score,
     level_name: str = "thickness_mm",
 ) -> list[Row]:
-    """The rows of one subject of `resolution_study`, for callers that resume or run subjects in parallel."""
+    """The rows of one subject of `resolution_study`, for callers that resume or run subjects in parallel.
+
+    A score may hold, under `LESIONS`, one ``(volume_ml, found)`` for each lesion, for `lesion_table`.
+    """
     methods = predict if isinstance(predict, Mapping) else {MODEL: predict}
     rows: list[Row] = []
-    for value in facets:
-        for level in levels:
-            degraded = degrade(subject, level, value)
-            place = {FACETS[level_name]: value, level_name: float(level)}
+    first: Any = None
+    of_first: dict[str, dict[str, Any]] = {}
+    for facet, asked in levels.items():
+        for level in asked:
+            degraded = degrade(subject, level, facet)
+            known = of_first if rows and degraded is first else None
+            first = degraded if not rows else first
+            place = {FACETS[level_name]: facet, level_name: float(level)}
             for method, predicted in methods.items():
-                prediction = predicted(degraded)
-                scores = {} if prediction is None else dict(score(prediction, subject))
+                if known is not None:
+                    scores = known[method]
+                else:
+                    prediction = predicted(degraded)
+                    scores = {} if prediction is None else dict(score(prediction, subject, level, facet))
+                    if degraded is first:
+                        of_first[method] = scores
                 rows.append({"participant_id": participant_id, "method": method} | place | scores)
     return rows
 
 
 def study_table(rows: Iterable[Row], *, level_name: str = "thickness_mm") -> pd.DataFrame:
     """The rows of any number of subjects as one table with numeric metric columns."""
-    table = pd.DataFrame(list(rows))
+    table = pd.DataFrame([{name: value for name, value in row.items() if name != LESIONS} for row in rows])
     identity = ["participant_id", "method", FACETS[level_name], level_name]
     if table.empty:
         return pd.DataFrame(columns=identity)
     # A metric that is undefined for everyone arrives as a column of None.
     metrics = [column for column in table.columns if column not in identity]
     return table.astype(dict.fromkeys(metrics, float))[identity + metrics]
+
+
+def lesion_table(rows: Iterable[Row], *, level_name: str = "thickness_mm") -> pd.DataFrame:
+    """Every true lesion at every level: ``[participant_id, method, <facet>, <level_name>, volume_ml, found]``.
+
+    Examples
+    --------
+    >>> row = {"participant_id": "sub-1", "method": "model", "axis": "k", "thickness_mm": 5.0, "dice": 0.5}
+    >>> lesion_table([row | {"lesions": [(0.2, False), (4.0, True)]}])[["volume_ml", "found"]].to_numpy().tolist()
+    [[0.2, False], [4.0, True]]
+    """
+    identity = ["participant_id", "method", FACETS[level_name], level_name]
+    found = [
+        {name: row[name] for name in identity} | {"volume_ml": float(volume_ml), "found": bool(seen)}
+        for row in rows
+        for volume_ml, seen in row.get(LESIONS, ())
+    ]
+    return pd.DataFrame(found, columns=[*identity, "volume_ml", "found"])
 
 
 def curve(
@@ -146,6 +187,41 @@ def curve(
         metrics = [name for name in metric_columns(scores) if name not in (facet, level_name)]
     table = summarise(scores, metrics=metrics, by=("method", facet, level_name), seed=seed)
     return table.sort_values(["method", facet, "metric", level_name], kind="stable", ignore_index=True)
+
+
+def size_curve(
+    scores: pd.DataFrame,
+    volumes_ml: Mapping[str, float],
+    *,
+    metrics: Sequence[str],
+    level_name: str = "thickness_mm",
+    seed: int = 0,
+) -> pd.DataFrame:
+    """`curve` within each class of true volume: ``[stratum, method, <facet>, <level_name>, metric, mean, …, n]``.
+
+    Classes are those of `summary.volume_class`, smallest first; those without subjects are left out, and so is who has
+    no volume.
+
+    Parameters
+    ----------
+    volumes_ml
+        Participant to true volume [mL].
+    """
+    facet = FACETS[level_name]
+    known = scores["participant_id"].map(dict(volumes_ml))
+    placed = scores.assign(stratum=pd.Categorical(volume_class(known), categories=VOLUME_CLASSES, ordered=True))
+    placed = placed.dropna(subset=["stratum"]).sort_values("stratum", kind="stable")
+    table = summarise(placed, metrics=metrics, by=("stratum", "method", facet, level_name), seed=seed)
+    return table.astype({"stratum": str})
+
+
+def whole_facets(scores: pd.DataFrame, level_name: str) -> list[Any]:
+    """The facets that were asked at every level of the study: what is averaged over facets is averaged over these.
+
+    A facet at some levels only would weigh at those, and make a step in the mean that no facet has.
+    """
+    levels = scores.groupby(FACETS[level_name], sort=False)[level_name].nunique()
+    return [facet for facet, count in levels.items() if count == scores[level_name].nunique()]
 
 
 def level_effects(
@@ -239,7 +315,8 @@ def resolution_scalars(
     scores
         Table of `resolution_study`.
     at
-        One facet; by default the mean over all facets in the table, within each subject.
+        One facet; by default the mean over the facets that were asked at every level (`whole_facets`), within each
+        subject.
 
     Examples
     --------
@@ -250,8 +327,8 @@ def resolution_scalars(
     (0.7, 0.4)
     """
     part = scores[scores["method"] == method]
-    if at is not None:
-        part = part[part[FACETS[level_name]] == at]
+    facets = whole_facets(part, level_name) if at is None else [at]
+    part = part[part[FACETS[level_name]].isin(facets)]
     wide = part.pivot_table(index="participant_id", columns=level_name, values=metric, aggfunc="mean", dropna=False)
     wide = wide.sort_index(axis="columns").dropna()
     levels = wide.columns.to_numpy(dtype=float)

@@ -13,6 +13,7 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage
+from scipy.interpolate import make_interp_spline
 
 from reperfuse.errors import InputError
 from reperfuse.imaging.volume import Volume
@@ -194,6 +195,7 @@ def thick_slices(
     profile: str = "gaussian",
     spacing_mm: float | None = None,
     offset_mm: float = 0.0,
+    interpolation: str = "linear",
     keep_thick: bool = False,
 ) -> Volume:
     """The volume as a scanner with slices of `thickness_mm` would have seen it.
@@ -222,9 +224,11 @@ def thick_slices(
     offset_mm
         How far the stack is shifted along the axis, toward its far end [mm]: where in the head the slices happen to
         lie. The affine of the stack moves with it, the image does not.
+    interpolation
+        How the slices are brought back to the source grid, first and last slice held: "linear", "nearest" or "cubic",
+        a spline through the slices.
     keep_thick
-        False brings the slices back to the source grid by linear interpolation (first and last slice held); True
-        returns the thick stack with its own affine.
+        False brings the slices back to the source grid; True returns the thick stack with its own affine.
 
     Raises
     ------
@@ -246,6 +250,8 @@ def thick_slices(
     number = AXES[axis]
     n, source_mm = volume.data.shape[number], volume.spacing_mm[number]
     # Headers carry spacings as float32: 0.9999998 is 1.
+    if interpolation not in INTERPOLATIONS:
+        raise InputError(f"Interpolation {interpolation!r} is unknown: give {', '.join(INTERPOLATIONS)}.")
     if not thickness_mm >= source_mm * (1 - 1e-4):
         raise InputError(
             f"Slices of {thickness_mm:g} mm are thinner than the image's own {source_mm:g} mm along {axis}: "
@@ -264,7 +270,7 @@ def thick_slices(
         offset, scale = np.zeros(3), np.ones(3)
         offset[number], scale[number] = first, step
         return replace(volume, data=data, affine=volume.affine @ nib.affines.from_matvec(np.diag(scale), offset))
-    return replace(volume, data=_along(_linear_weights((np.arange(n) - first) / step, m), data, number))
+    return replace(volume, data=_along(INTERPOLATIONS[interpolation]((np.arange(n) - first) / step, m), data, number))
 
 
 def resample_time(data: ArrayLike, frame_times_s: ArrayLike, new_times_s: ArrayLike) -> NDArray[Any]:
@@ -322,6 +328,22 @@ def _linear_weights(positions: NDArray[Any], n: int) -> NDArray[np.float64]:
     if n > 1:
         weights[rows, low + 1] = positions - low
     return weights
+
+
+def _nearest_weights(positions: NDArray[Any], n: int) -> NDArray[np.float64]:
+    """Matrix (m, n) that reads the nearest of n samples at m positions; of two as near the later one."""
+    return np.eye(n)[np.clip(np.floor(positions + 0.5).astype(int), 0, n - 1)]
+
+
+def _cubic_weights(positions: NDArray[Any], n: int) -> NDArray[np.float64]:
+    """Matrix (m, n) of the cubic spline through n samples, not-a-knot, at m positions; ends held."""
+    if n < 4:  # too few for a cubic
+        return _linear_weights(positions, n)
+    return np.asarray(make_interp_spline(np.arange(n), np.eye(n), k=3)(np.clip(positions, 0, n - 1)))
+
+
+INTERPOLATIONS = {"linear": _linear_weights, "nearest": _nearest_weights, "cubic": _cubic_weights}
+"""Name to the matrix that reads samples between their places."""
 
 
 def _slice_weights(positions: NDArray[Any], n: int, thickness: float, profile: str) -> NDArray[np.float64]:

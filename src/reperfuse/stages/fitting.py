@@ -3,7 +3,6 @@
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ from reperfuse.networks.arrival import TmaxMatched
 from reperfuse.networks.blocks import one_of
 from reperfuse.params import LesionParams, PerfusionParams, Train
 from reperfuse.stages import layout
+from reperfuse.stages.state import resumable
 from reperfuse.training.fit import FitResult, FitSettings, Predict, fit, undefined_as_nan
 from reperfuse.training.predict import mirrored
 from reperfuse.training.samples import Subject
@@ -93,9 +93,7 @@ class Objective:
     def of_prediction(self, prediction: np.ndarray, subject: Subject) -> dict[str, float]:
         """All metrics of a prediction for one subject; nan where undefined."""
         _, target, mask = subject.parts()
-        affine = np.array(read_json(subject.folder / "subject.json")["affine"])
-        spacing_mm = np.linalg.norm(affine[:3, :3], axis=0)
-        return undefined_as_nan(self.score(prediction, target[0], mask, tuple(map(float, spacing_mm))))
+        return undefined_as_nan(self.score(prediction, target[0], mask, subject.spacing_mm()))
 
     def of_subject(self, predict: Predict, subject: Subject) -> dict[str, float]:
         """All metrics of one validation subject."""
@@ -330,17 +328,9 @@ def state_folder(arm: str, stage: str, seed: int, train: Train, chosen: Mapping[
     the code, so state of another experiment is never taken up. The number of trials and of workers is not in it: a
     search can be extended.
     """
-    digest = sha256()
-    for path in (layout.processed(arm) / "index.csv", layout.folds_csv(arm)):
-        digest.update(path.read_bytes())
     where_only = {"accelerator", "precision", "num_workers"}
-    digest.update(repr((seed, sorted(train.model_dump(exclude=where_only).items()), sorted(chosen.items()))).encode())
+    chosen_here = (seed, sorted(train.model_dump(exclude=where_only).items()), sorted(chosen.items()))
     # A registered model's alias may move, and a folder may be written anew: what they hold counts, not their name.
     starts = {train.init_from, *chosen.get("space", {}).get("init_from", {}).get("choices", ())} - {None}
-    for init_from in sorted(starts):
-        digest.update(_digest(initial_weights(init_from)).encode())
-    package = Path(__file__).parents[1]
-    for room in CODE:
-        for path in sorted([package / room] if room.endswith(".py") else (package / room).rglob("*.py")):
-            digest.update(path.read_bytes())
-    return tracking.repository_root() / ".reperfuse" / arm / digest.hexdigest()[:16] / stage
+    weights = [_digest(initial_weights(init_from)) for init_from in sorted(starts)]
+    return resumable(arm, stage, [repr(chosen_here), *weights], CODE)

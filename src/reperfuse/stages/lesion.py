@@ -126,19 +126,12 @@ def evaluate(params: Params) -> None:
 
 
 def resolution(params: Params, *, model: str | None = None, out: Path | None = None) -> None:
-    """results/lesion/resolution: the same scores as the slices of the input get thicker; truth stays as it is."""
-    from reperfuse.preprocessing.geometry import thick_slices
-    from reperfuse.stages.assessment import resolution_arm, study_folder
+    """results/lesion/resolution: the same scores as the slices of the scan get thicker; truth stays as it is."""
+    from reperfuse.stages.lesion_study import slice_study
+    from reperfuse.stages.study import resolution_arm
 
-    asked = params.lesion.resolution
-    resolution_arm(
-        _assessment(params, model=model, baselines=("baseline_threshold",)),
-        levels=asked.thickness_mm,
-        level_name="thickness_mm",
-        facets=asked.axes,
-        degrade=lambda image, thickness, axis: thick_slices(image, thickness, axis, profile=asked.profile),
-        out=study_folder(model, out),
-    )
+    asked = _assessment(params, model=model, baselines=("baseline_threshold",))
+    resolution_arm(asked, slice_study(params.lesion, params.seed), model=model, out=out)
 
 
 def _assessment(
@@ -152,12 +145,15 @@ def _assessment(
 
     With `rivals` those that were trained beside the pipeline's own model (models/lesion/rivals) are judged too.
     """
-    from reperfuse.evaluation.metrics import lesion_scores
+    from reperfuse.evaluation.metrics import lesion_detections, lesion_scores
     from reperfuse.evaluation.operating_point import OperatingPoint
+    from reperfuse.evaluation.resolution import LESIONS
     from reperfuse.evaluation.summary import MODEL
     from reperfuse.imaging.volume import load_volume
     from reperfuse.stages.assessment import Assessment, Case
     from reperfuse.stages.lesion_input import (
+        Scan,
+        brain_of,
         channels_of,
         given_brain,
         network_input,
@@ -179,29 +175,40 @@ def _assessment(
     def load(participant: str) -> Case:
         there = description(ARM, participant)
         images = read_images(root, participant, there["images"], trained.preprocess)
-        grid = on_model_grid(images, trained.preprocess, given_brain(root, there["image"], trained.preprocess))
-        return Case(grid, load_volume(root / there["mask"]))
+        brain = brain_of(images, trained.preprocess, given_brain(root, there["image"], trained.preprocess))
+        return Case(Scan(images, brain), load_volume(root / there["mask"]))
+
+    def prepare(scan: Scan) -> "Volume":
+        return on_model_grid(scan.images, trained.preprocess, scan.brain)
 
     def predict(network: TrainedModel[LesionPreprocess], image: "Volume") -> np.ndarray:
         return network.predict(channels_of(network_input(image, network.preprocess)[0], network))
 
-    def on_truth_grid(probability: np.ndarray, case: Case) -> np.ndarray:
-        return on_grid_of(case.truth, probability, case.image)
+    def on_truth_grid(probability: np.ndarray, image: "Volume", case: Case) -> np.ndarray:
+        return on_grid_of(case.truth, probability, image)
 
-    def score(method: str, probability: np.ndarray, case: Case) -> dict[str, float | None]:
-        return lesion_scores(
-            points.get(method, OperatingPoint()).mask(probability, case.truth.spacing_mm),
-            case.truth.data > 0,
-            case.truth.spacing_mm,
-            probability=probability,
-        )
+    def score(method: str, probability: np.ndarray, case: Case) -> dict[str, Any]:
+        truth, spacing_mm = case.truth.data > 0, case.truth.spacing_mm
+        mask = points.get(method, OperatingPoint()).mask(probability, spacing_mm)
+        scores: dict[str, Any] = dict(lesion_scores(mask, truth, spacing_mm, probability=probability))
+        return scores | {LESIONS: lesion_detections(mask, truth, spacing_mm)}
 
     methods: dict[str, Predict] = {method: partial(predict, network) for method, network in networks.items()}
     if "baseline_empty" in baselines:
         methods["baseline_empty"] = lambda image: np.zeros(image.data.shape[:3], np.float32)
     if "baseline_threshold" in baselines:
         methods["baseline_threshold"] = _threshold_baseline(trained.preprocess)
-    return Assessment(ARM, "dice", methods, load, on_truth_grid, score, params.bootstrap(ARM))
+    return Assessment(
+        arm=ARM,
+        metric="dice",
+        methods=methods,
+        load=load,
+        prepare=prepare,
+        on_truth_grid=on_truth_grid,
+        score=score,
+        bootstrap=params.bootstrap(ARM),
+        digest=trained.digest,
+    )
 
 
 def _threshold_baseline(settings: LesionPreprocess) -> "Predict":

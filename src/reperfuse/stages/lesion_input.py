@@ -1,6 +1,7 @@
 """From the images of a subject to what a lesion network sees: one grid, one brain, a channel for each modality."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,16 @@ from reperfuse.preprocessing.intensity import roi_minmax, window, zscore
 from reperfuse.stages.trained import TrainedModel
 
 NORMALISATIONS = {"zscore": zscore, "roi_minmax": roi_minmax, "window": window}
+
+
+@dataclass(frozen=True, eq=False)
+class Scan:
+    """The images of one subject as they were acquired, or would have been with thicker slices."""
+
+    images: Mapping[str, Volume]
+    """By modality, each on its own grid."""
+    brain: np.ndarray | None = None
+    """What the skull strip keeps, on the model's grid: found on the images as they came, whatever their slices."""
 
 
 def read_images(root: Path, who: str, paths: Mapping[str, str], settings: LesionPreprocess) -> dict[str, Volume]:
@@ -85,7 +96,30 @@ def given_brain(root: Path, image: str, settings: LesionPreprocess) -> Path | No
     return found[0]
 
 
-def on_model_grid(images: Mapping[str, Volume], settings: LesionPreprocess, brain: Path | None = None) -> Volume:
+def brain_of(images: Mapping[str, Volume], settings: LesionPreprocess, given: Path | None = None) -> np.ndarray | None:
+    """What the skull strip keeps of `images`, on the model's grid before padding; None where nothing is stripped.
+
+    Found once, it can be given to `on_model_grid` for the same images at other resolutions.
+
+    Parameters
+    ----------
+    given
+        File of the brain mask, on any grid, for `skull_strip: given`.
+
+    Raises
+    ------
+    InputError
+        If the brain cannot be found.
+    """
+    if settings.skull_strip == "none":
+        return None
+    _, first = _reference(images, settings)
+    return _brain(first, _resampled(first, settings), settings, given)
+
+
+def on_model_grid(
+    images: Mapping[str, Volume], settings: LesionPreprocess, brain: Path | np.ndarray | None = None
+) -> Volume:
     """The images on the model's grid, (I, J, K, C), a channel for each of `settings.modalities`, 0 for one not there.
 
     The first modality that is there gives the grid: its field of view in RAS at `spacing_mm`, or in `grid_shape`
@@ -97,19 +131,15 @@ def on_model_grid(images: Mapping[str, Volume], settings: LesionPreprocess, brai
     images
         Modality → image, any orientation and spacing.
     brain
-        File of the brain mask, on any grid, for `skull_strip: given`.
+        File of the brain mask, on any grid, for `skull_strip: given`; or what `brain_of` found.
 
     Raises
     ------
     InputError
         If the brain cannot be found.
     """
-    reference = next(name for name in settings.modalities if name in images)
-    first = reorient(images[reference], "RAS")
-    spacing: Any = settings.spacing_mm
-    if settings.grid_shape is not None:
-        spacing = np.multiply(first.spacing_mm, first.data.shape) / settings.grid_shape
-    grid = resample(first, spacing_mm=spacing)
+    reference, first = _reference(images, settings)
+    grid = _resampled(first, settings)
 
     def channel(name: str) -> np.ndarray:
         if name == reference:
@@ -117,7 +147,7 @@ def on_model_grid(images: Mapping[str, Volume], settings: LesionPreprocess, brai
         return resample(images[name], like=grid).data if name in images else np.zeros_like(grid.data)
 
     data = np.stack([channel(name) for name in settings.modalities], axis=-1).astype(np.float32)
-    inside = _brain(first, grid, settings, brain)
+    inside = brain if isinstance(brain, np.ndarray) else _brain(first, grid, settings, brain)
     if inside is not None:
         data = data * inside[..., None]
     padded, undo = pad_to_multiple(np.moveaxis(data, -1, 0), settings.pad_multiple)
@@ -125,6 +155,19 @@ def on_model_grid(images: Mapping[str, Volume], settings: LesionPreprocess, brai
     affine = grid.affine.copy()
     affine[:3, 3] -= grid.affine[:3, :3] @ corner
     return Volume(np.moveaxis(padded, 0, -1), affine)
+
+
+def _reference(images: Mapping[str, Volume], settings: LesionPreprocess) -> tuple[str, Volume]:
+    """The modality that gives the grid, and its image with axes toward Right, Anterior, Superior."""
+    name = next(name for name in settings.modalities if name in images)
+    return name, reorient(images[name], "RAS")
+
+
+def _resampled(first: Volume, settings: LesionPreprocess) -> Volume:
+    spacing: Any = settings.spacing_mm
+    if settings.grid_shape is not None:
+        spacing = np.multiply(first.spacing_mm, first.data.shape) / settings.grid_shape
+    return resample(first, spacing_mm=spacing)
 
 
 def _brain(first: Volume, grid: Volume, settings: LesionPreprocess, given: Path | None) -> np.ndarray | None:

@@ -174,28 +174,32 @@ def evaluate(params: Params) -> None:
 def resolution(params: Params, *, model: str | None = None, out: Path | None = None) -> None:
     """results/perfusion/resolution: the same scores as the series gets sparser in time and noisier."""
     from reperfuse.preprocessing.brain import threshold_mask
-    from reperfuse.stages.assessment import Reached, resolution_arm, study_folder
     from reperfuse.stages.perfusion_inputs import frame_times_s
     from reperfuse.stages.perfusion_resolution import degraded, within_reach
+    from reperfuse.stages.study import Study, resolution_arm
 
-    fraction = params.perfusion.preprocess.threshold_fraction
+    fraction, asked = params.perfusion.preprocess.threshold_fraction, params.perfusion.resolution
 
     def degrade(series: "Volume", tr_s: float, snr: float) -> "Volume":
         brain = threshold_mask(series.data, fraction)
         return degraded(series, frame_times_s(series), tr_s, snr, brain, seed=params.seed)
 
-    def reach(series: "Volume", tr_s: Sequence[float], snr: Sequence[float]) -> "Reached":
-        return within_reach(series, frame_times_s(series), threshold_mask(series.data, fraction), tr_s, snr)
+    def reach(series: "Volume", levels: Mapping[float, Sequence[float]]) -> Mapping[float, Sequence[float]]:
+        brain = threshold_mask(series.data, fraction)
+        intervals, noises = within_reach(series, frame_times_s(series), brain, asked.tr_s, asked.snr)
+        return {snr: intervals for snr in levels if snr in noises}
 
-    resolution_arm(
-        _assessment(params, model=model, baselines=("baseline_learned", "baseline_osvd", "baseline_ssvd")),
-        levels=params.perfusion.resolution.tr_s,
+    study = Study(
         level_name="tr_s",
-        facets=params.perfusion.resolution.snr,
+        levels=dict.fromkeys(asked.snr, asked.tr_s),
         degrade=degrade,
         reach=reach,
-        out=study_folder(model, out),
+        sizes="hypoperfused_ml",
+        about={"seed": params.seed, "threshold_fraction": fraction, **params.perfusion.evaluate.model_dump()},
+        workers=asked.workers,
     )
+    baselines = ("baseline_learned", "baseline_osvd", "baseline_ssvd")
+    resolution_arm(_assessment(params, model=model, baselines=baselines), study, model=model, out=out)
 
 
 BASELINES = ("baseline_mean", "baseline_ssvd", "baseline_osvd", "baseline_learned")
@@ -225,8 +229,9 @@ def _assessment(
     settings = params.perfusion.evaluate
     trained = load_model(ARM, model, PerfusionPreprocess)
 
-    # The methods take turns on one series: its brain, bolus and artery are found once.
-    @lru_cache(maxsize=2)
+    # The methods take turns on one series: its brain, bolus and artery are found once. Two series of each subject that
+    # is studied at the time, as it came and degraded.
+    @lru_cache(maxsize=2 * params.perfusion.resolution.workers)
     def examined(series: "Volume") -> Examination:
         return Examination(series, threshold_mask(series.data, trained.preprocess.threshold_fraction))
 
@@ -257,7 +262,7 @@ def _assessment(
         return predict
 
     def score(method: str, tmax: np.ndarray, case: Case) -> dict[str, float | None]:
-        brain, spacing_mm = examined(case.image).brain, case.truth.spacing_mm
+        brain, spacing_mm = examined(case.scan).brain, case.truth.spacing_mm
         return tmax_scores(tmax, case.truth.data, brain, spacing_mm, threshold_s=settings.tmax_threshold_s)
 
     methods: dict[str, Predict] = {"model": by_network(trained)}
@@ -278,7 +283,17 @@ def _assessment(
             return image_of(found[TMAX], bolus.brain)
 
         methods["baseline_learned"] = by_physics(learned_tmax)
-    return Assessment(ARM, "mae_s", methods, load, lambda tmax, case: tmax, score, params.bootstrap(ARM))
+    return Assessment(
+        arm=ARM,
+        metric="mae_s",
+        methods=methods,
+        load=load,
+        prepare=lambda series: series,
+        on_truth_grid=lambda tmax, series, case: tmax,
+        score=score,
+        bootstrap=params.bootstrap(ARM),
+        digest=trained.digest,
+    )
 
 
 def report(params: Params) -> None:

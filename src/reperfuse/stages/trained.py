@@ -36,6 +36,8 @@ class TrainedModel(Generic[Preprocess]):
     """What it gives, where its arm has more than one target; None is the arm's first."""
     scored_with: Mapping[str, Any] = field(default_factory=dict)
     """Parameters that entered the scores it was chosen by, such as the threshold of a probability."""
+    digest: str = ""
+    """Of its files, by which it is known wherever it lies."""
 
     def predict(self, array: np.ndarray, *, mirror: bool | None = None) -> np.ndarray:
         """Prediction, shape (I, J, K), for a preprocessed image, shape (C, I, J, K), in single precision on the CPU.
@@ -77,6 +79,7 @@ def load_model(arm: str, model: str | None, preprocess: type[Preprocess]) -> Tra
         tuple(extra.get("inputs") or ()),
         extra.get("target"),
         extra.get("scored_with", {}),
+        tracking.model_digest(folder),
     )
 
 

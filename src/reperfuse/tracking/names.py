@@ -11,6 +11,7 @@ RUN_KINDS = {
     "fold": "one training of cross-validation",
     "rival": "the best trial of another choice, trained like the model; its parent is the model's run",
     "model": "the final training; evaluate, resolution and report come back to it",
+    "resolution": "the resolution study of a model that is not the pipeline's own",
 }
 """First word of a run's name and its tag `kind`, by which the UI filters: tags.kind = 'model'."""
 

@@ -62,6 +62,8 @@ class FitSettings:
     sampling: Sampling = field(default_factory=Sampling)
     """Where samples lie; a mapping of its fields will do."""
     augment: str = "none"
+    acquisition: str = "none"
+    """How the images of samples are made coarser, a name in `training.acquisition.ACQUISITIONS`."""
     validate_every: int = 0
     """Epochs between validations; 0 validates at the end only. The last epoch is always validated."""
     keep_best: bool = False
@@ -154,6 +156,7 @@ def fit(
         foreground_fraction=settings.foreground_fraction,
         sampling=settings.sampling,
         augment=settings.augment,
+        acquisition=settings.acquisition,
         seed=settings.seed,
     )
     loader = DataLoader(

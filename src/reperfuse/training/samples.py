@@ -18,6 +18,7 @@ from torch.utils.data import Dataset, Sampler
 
 from reperfuse.errors import InputError
 from reperfuse.files import read_json
+from reperfuse.training.acquisition import ACQUISITIONS
 from reperfuse.training.augment import AUGMENTATIONS
 from reperfuse.training.sampling import (
     Sampling,
@@ -77,6 +78,12 @@ class Subject:
             runs = _joined(runs)
         return [image[start:stop] for start, stop in runs], target[number : number + 1], mask
 
+    def spacing_mm(self) -> tuple[float, float, float]:
+        """Size of the voxels along i, j and k [mm], as subject.json has it."""
+        affine = np.array(read_json(self.folder / "subject.json")["affine"])
+        i, j, k = map(float, np.linalg.norm(affine[:3, :3], axis=0))
+        return i, j, k
+
     def _described(self, key: str, parameter: str, name: str) -> Any:
         """Where subject.json says that a group of channels (start, stop) or a target (its number) lies."""
         there = read_json(self.folder / "subject.json").get(key, [])
@@ -121,11 +128,14 @@ class PatchSamples(Dataset):
         Where samples lie. A slice has its own axis last, (C, I, J, 1) across k and (C, J, K, 1) across i.
     augment
         Name in `AUGMENTATIONS`.
+    acquisition
+        Name in `ACQUISITIONS`: how the image of a sample is made coarser before that.
 
     Raises
     ------
     InputError
-        If there is no subject, `augment` is not known, or the patch size does not go with the sampling.
+        If there is no subject, `augment` or `acquisition` is not known, or the patch size or the acquisition does not
+        go with the sampling.
     """
 
     def __init__(
@@ -137,21 +147,31 @@ class PatchSamples(Dataset):
         foreground_fraction: float = 0.0,
         sampling: Sampling | None = None,
         augment: str = "none",
+        acquisition: str = "none",
         seed: int = 0,
     ) -> None:
         if not subjects:
             raise InputError("There is no subject to train on: check the cohort and its folds.")
         if augment not in AUGMENTATIONS:
             raise InputError(f"augment {augment!r} is not known: choose one of {', '.join(AUGMENTATIONS)}.")
+        if acquisition not in ACQUISITIONS:
+            raise InputError(f"acquisition {acquisition!r} is not known: choose one of {', '.join(ACQUISITIONS)}.")
         sampling = sampling or Sampling()
         check_sampling(sampling, patch_size)
+        if sampling.kind == "slices" and acquisition != "none":
+            raise InputError(
+                f"A sample of one slice has no neighbours to be thick with: set acquisition {acquisition} to none, or "
+                "sample patches."
+            )
         self.subjects = list(subjects)
         self.n_samples = n_samples
         self.patch_size = None if patch_size is None else tuple(patch_size)
         self.foreground_fraction = foreground_fraction
         self.sampling = sampling
         self.augment = AUGMENTATIONS[augment]
+        self.acquisition = ACQUISITIONS[acquisition]
         self.seed = seed
+        self._spacing_mm: dict[int, Sequence[float]] = {}
         self._remembered: OrderedDict[int, np.ndarray] = OrderedDict()
 
     def __len__(self) -> int:
@@ -174,13 +194,22 @@ class PatchSamples(Dataset):
             if pose is None
             else turned_window(parts, target, mask, corner, size, pose)
         )
-        image, target, mask = self.augment.finish(arrays, rng)
+        image, target, mask = arrays
+        if self.acquisition is not ACQUISITIONS["none"]:
+            image = self.acquisition(image, self._spacing_of(number), rng)
+        image, target, mask = self.augment.finish((image, target, mask), rng)
         # Copied where need be: a memory-mapped array is read-only, and a flipped one has negative strides.
         return {
             "image": torch.from_numpy(np.require(image, np.float32, ["C", "W"])),
             "target": torch.from_numpy(np.require(target, np.float32, ["C", "W"])),
             "mask": torch.from_numpy(np.array(mask[None] > 0)),
         }
+
+    def _spacing_of(self, number: int) -> Sequence[float]:
+        """Size of a subject's voxels [mm], read once."""
+        if number not in self._spacing_mm:
+            self._spacing_mm[number] = self.subjects[number].spacing_mm()
+        return self._spacing_mm[number]
 
     def _place(self, number: int, target: np.ndarray, rng: np.random.Generator) -> tuple[list[int], list[int]]:
         """First voxel and size of a sample of a subject."""
