@@ -13,6 +13,7 @@ from reperfuse.evaluation.metrics import (
     SURFACE_TOLERANCE_MM,
     average_precision,
     dice,
+    lesion_detections,
     lesion_scores,
     map_scores,
     roc_auc,
@@ -24,7 +25,8 @@ from reperfuse.evaluation.metrics import (
 LESION_WISE = ("lesion_f1_atlas", "lesion_f1_isles22", "lesion_rq_isles26")
 OVERLAP = ("dice", "iou", "surface_dice")
 UNIT = (*OVERLAP, "precision", "recall", *LESION_WISE)
-KEYS = {*UNIT, "hd95_mm", "assd_mm", "volume_difference_ml", "volume_error_ml", "lesion_count_difference"}
+ERRORS = ("volume_error_ml", "false_positive_ml", "false_negative_ml", "invented_lesions", "lesion_count_difference")
+KEYS = {*UNIT, *ERRORS, "hd95_mm", "assd_mm", "volume_difference_ml", "missed_lesions"}
 SYMMETRIC = (*OVERLAP, "hd95_mm", "assd_mm", "volume_error_ml", "lesion_count_difference", "lesion_rq_isles26")
 
 shapes = hnp.array_shapes(min_dims=3, max_dims=3, min_side=2, max_side=6)
@@ -82,7 +84,8 @@ def test_scores_have_the_contract_names_and_stay_within_their_bounds(masks, spac
     scores = lesion_scores(*masks, spacing)
     assert set(scores) == KEYS
     assert all(scores[name] is None or 0 <= scores[name] <= 1 for name in UNIT)
-    assert all(scores[name] is None or scores[name] >= 0 for name in ("hd95_mm", "assd_mm", "lesion_count_difference"))
+    assert all(scores[name] is None or scores[name] >= 0 for name in ("hd95_mm", "assd_mm", "missed_lesions"))
+    assert all(scores[name] >= 0 for name in ERRORS)
 
 
 @given(pairs, spacings)
@@ -92,6 +95,8 @@ def test_exchanging_prediction_and_truth_exchanges_precision_and_recall_and_the_
     assert here["precision"] == there["recall"] and here["recall"] == there["precision"]
     assert here["volume_difference_ml"] == -there["volume_difference_ml"]
     assert [here[name] for name in SYMMETRIC] == pytest.approx([there[name] for name in SYMMETRIC])
+    assert here["false_positive_ml"] == there["false_negative_ml"]
+    assert here["missed_lesions"] == (there["invented_lesions"] if masks[1].any() else None)
 
 
 @given(pairs, spacings)
@@ -101,7 +106,8 @@ def test_a_mask_agrees_with_itself_perfectly(masks, spacing):
     if masks[0].any():
         assert all(scores[name] == 1 for name in UNIT)
         assert scores["hd95_mm"] == scores["assd_mm"] == 0
-    assert scores["volume_difference_ml"] == scores["lesion_count_difference"] == 0
+    assert all(scores[name] == 0 for name in (*ERRORS, "volume_difference_ml"))
+    assert scores["missed_lesions"] == (0 if masks[0].any() else None)
 
 
 @given(pairs, spacings, st.tuples(*(st.integers(0, 3) for _ in range(3))))
@@ -136,6 +142,32 @@ def test_distances_grow_with_the_spacing_and_volumes_with_its_cube(masks, spacin
 def test_the_volume_error_of_a_lesion_is_the_size_of_its_volume_difference(masks, spacing):
     scores = lesion_scores(*masks, spacing)
     assert scores["volume_error_ml"] == abs(scores["volume_difference_ml"])
+
+
+@given(pairs, spacings)
+@settings(max_examples=30, deadline=None)
+def test_what_is_rightly_marked_and_what_is_wrongly_marked_or_left_out_make_up_the_volumes(masks, spacing):
+    scores = lesion_scores(*masks, spacing)
+    voxel_ml = np.prod(spacing) / 1000
+    shared, predicted, true = (mask.sum() * voxel_ml for mask in (masks[0] & masks[1], *masks))
+    assert scores["false_positive_ml"] + shared == pytest.approx(predicted)
+    assert scores["false_negative_ml"] + shared == pytest.approx(true)
+    difference = scores["false_positive_ml"] - scores["false_negative_ml"]
+    assert scores["volume_difference_ml"] == pytest.approx(difference)
+
+
+@given(pairs | sparse, spacings)
+@settings(max_examples=60, deadline=None)
+def test_the_lesions_missed_and_invented_are_those_that_the_other_mask_does_not_touch(masks, spacing):
+    scores = lesion_scores(*masks, spacing)
+    for mask, other, name in ((masks[1], masks[0], "missed_lesions"), (masks[0], masks[1], "invented_lesions")):
+        labels, n_lesions = ndimage.label(mask, np.ones((3, 3, 3)))
+        lesions = [labels == lesion + 1 for lesion in range(n_lesions)]
+        expected = [(lesion.sum() * np.prod(spacing) / 1000, (other & lesion).any()) for lesion in lesions]
+        found = lesion_detections(other, mask, spacing)
+        assert np.array(found).ravel() == pytest.approx(np.array(sorted(expected)).ravel())
+        undefined = name == "missed_lesions" and not lesions
+        assert scores[name] == (None if undefined else sum(not hit for _, hit in found))
 
 
 @given(pairs, spacings)
@@ -286,6 +318,10 @@ def test_empty_masks_follow_the_stated_rule_and_undefined_is_never_zero():
     assert missed["recall"] == 0 and missed["precision"] is None and missed["hd95_mm"] is None
     assert invented["precision"] == 0 and invented["recall"] is None and invented["assd_mm"] is None
     assert all(missed[name] == invented[name] == 0 for name in (*OVERLAP, *LESION_WISE))
+    assert [scores["missed_lesions"] for scores in (both, missed, invented)] == [None, 1, None]
+    assert [scores["invented_lesions"] for scores in (both, missed, invented)] == [0, 0, 1]
+    assert both["false_positive_ml"] == both["false_negative_ml"] == missed["false_positive_ml"] == 0
+    assert missed["false_negative_ml"] == invented["false_positive_ml"] == 0.008
     assert (
         missed["volume_difference_ml"] == -0.008 and missed["volume_error_ml"] == invented["volume_error_ml"] == 0.008
     )
@@ -307,6 +343,8 @@ def test_masks_of_other_kinds_are_refused_in_a_sentence():
         lesion_scores(mask, mask + np.nan, (1, 1, 1))
     with pytest.raises(InputError, match="bring both to one grid"):
         lesion_scores(mask, np.zeros((3, 3, 4)), (1, 1, 1))
+    with pytest.raises(InputError, match="bring both to one grid"):
+        lesion_detections(mask, np.zeros((3, 3, 4)), (1, 1, 1))
     with pytest.raises(InputError, match="3D mask"):
         lesion_scores(mask[0], mask[0], (1, 1, 1))
     with pytest.raises(InputError, match="spacing"):

@@ -66,6 +66,18 @@ METRICS: dict[str, MetricNote] = {
     "volume_error_ml": MetricNote(
         "Volume error", "mL", "lower", "How far the volume is off, in either direction: the size of the difference."
     ),
+    "false_positive_ml": MetricNote(
+        "False positive volume", "mL", "lower", "Volume marked as lesion that is none in truth."
+    ),
+    "false_negative_ml": MetricNote(
+        "False negative volume", "mL", "lower", "Volume of true lesion that was not marked."
+    ),
+    "missed_lesions": MetricNote(
+        "Missed lesions", "", "lower", "Number of true lesions of which not one voxel was marked."
+    ),
+    "invented_lesions": MetricNote(
+        "Invented lesions", "", "lower", "Number of separate marks that touch no true lesion."
+    ),
     "lesion_count_difference": MetricNote(
         "Lesion count difference", "", "lower", "How far the number of separate lesions is off."
     ),
@@ -160,7 +172,11 @@ def lesion_scores(
       and its elements count by their area (MONAI: ``use_subvoxels=True``); ours is MONAI's default, from the same
       distances as ``hd95_mm``. The two differ most where voxels are far from cubes.
     - ``volume_difference_ml`` = (|P| − |T|)·voxel volume, signed, and ``volume_error_ml`` its size;
-      ``lesion_count_difference`` is absolute, between 26-connected components.
+      ``false_positive_ml`` = |P∖T|·voxel volume and ``false_negative_ml`` = |T∖P|·voxel volume, whose difference is the
+      signed one.
+    - ``missed_lesions`` are the 26-connected components of T without any predicted voxel (see `lesion_detections`),
+      ``invented_lesions`` those of P without any true one; ``lesion_count_difference`` is absolute, between the numbers
+      of both.
     - ``lesion_f1_atlas`` (6-connected) and ``lesion_f1_isles22`` (26-connected): TP are the components of T with any
       predicted voxel, FN those without, FP the components of P without any true voxel; F1 = TP / (TP + (FP+FN)/2).
     - ``lesion_rq_isles26`` (26-connected): recognition quality TP / (TP + (FP+FN)/2) where TP are pairs matched one to
@@ -168,10 +184,11 @@ def lesion_scores(
     - ``auc`` (with `probability`) is the area under the ROC curve, see `roc_auc`; ``pr_auc`` is average precision,
       Σ (Rₙ − Rₙ₋₁)·Pₙ over all thresholds, without interpolation. Both are over all voxels of the grid.
 
-    Empty masks. Both empty: dice, iou, surface_dice and the three lesion-wise scores are 1, the volume and count
-    differences 0, the rest ``None``. Only the truth empty: dice, iou, precision, surface_dice and the lesion-wise
-    scores are 0, recall ``None``. Only the prediction empty: the same with recall 0 and precision ``None``. ``hd95_mm``
-    and ``assd_mm`` need both. ``pr_auc`` needs a true voxel, ``auc`` one that is not true as well.
+    Empty masks. Both empty: dice, iou, surface_dice and the three lesion-wise scores are 1, the volumes, the count
+    difference and invented_lesions 0, the rest ``None``. Only the truth empty: dice, iou, precision, surface_dice and
+    the lesion-wise scores are 0, recall and missed_lesions ``None``. Only the prediction empty: the same with recall 0,
+    every lesion missed and precision ``None``. ``hd95_mm`` and ``assd_mm`` need both. ``pr_auc`` needs a true voxel,
+    ``auc`` one that is not true as well.
 
     Parameters
     ----------
@@ -210,13 +227,9 @@ def lesion_scores(
     >>> scores["dice"], scores["hd95_mm"], scores["surface_dice"], scores["volume_difference_ml"]
     (0.5, 1.0, 1.0, 0.0)
     """
-    predicted, true, spacing = _mask(prediction, "prediction"), _mask(truth, "truth"), _spacing(spacing_mm)
+    predicted, true, spacing = _masks(prediction, truth, spacing_mm)
     if not (np.isfinite(tolerance_mm) and tolerance_mm >= 0):
         raise InputError(f"The tolerance of the surface Dice is {tolerance_mm} mm: give a length of 0 mm or more.")
-    if predicted.shape != true.shape:
-        raise InputError(
-            f"The prediction has shape {predicted.shape} and the truth {true.shape}: bring both to one grid first."
-        )
     scores: Scores = {}
     whole_true = true
     box = _bounding_box(predicted | true)
@@ -238,9 +251,13 @@ def lesion_scores(
         scores["assd_mm"] = float(both_ways.mean())
         scores["surface_dice"] = float(np.mean(both_ways <= tolerance_mm + ROUNDING_MM))
 
-    difference_ml = (n_predicted - n_true) * float(np.prod(spacing)) / 1000
+    voxel_ml = float(np.prod(spacing)) / 1000
+    difference_ml = (n_predicted - n_true) * voxel_ml
     scores["volume_difference_ml"], scores["volume_error_ml"] = difference_ml, abs(difference_ml)
+    scores["false_positive_ml"], scores["false_negative_ml"] = ((n - shared) * voxel_ml for n in (n_predicted, n_true))
     corners = _Components(predicted, true, connectivity=3)
+    scores["missed_lesions"] = float(corners.missed) if n_true else None
+    scores["invented_lesions"] = float(corners.invented)
     scores["lesion_count_difference"] = float(abs(corners.n_predicted - corners.n_true))
     scores["lesion_f1_atlas"] = _Components(predicted, true, connectivity=1).overlap_f1()
     scores["lesion_f1_isles22"] = corners.overlap_f1()
@@ -249,6 +266,39 @@ def lesion_scores(
         ranking = _ranking(probability, whole_true)
         scores["auc"], scores["pr_auc"] = ranking.roc_auc(), ranking.average_precision()
     return scores
+
+
+def lesion_detections(prediction: ArrayLike, truth: ArrayLike, spacing_mm: ArrayLike) -> list[tuple[float, bool]]:
+    """Volume [mL] of each true lesion, and whether any of its voxels was predicted, smallest lesion first.
+
+    A lesion is a 26-connected component of the truth, and one voxel finds it, as in ``missed_lesions`` and
+    ``lesion_f1_isles22`` of `lesion_scores`. Empty where the truth is empty.
+
+    Parameters
+    ----------
+    prediction, truth
+        Binary masks, shape (I, J, K); boolean, or numbers 0 and 1.
+    spacing_mm
+        Distance between voxel centres along each axis [mm].
+
+    Raises
+    ------
+    InputError
+        If a mask is not binary or not 3D, or the shapes differ.
+
+    Examples
+    --------
+    >>> truth = np.zeros((9, 9, 9), bool); truth[1, 1, 1] = truth[4:8, 4:8, 4:8] = True
+    >>> prediction = np.zeros((9, 9, 9), bool); prediction[3:5, 3:5, 3:5] = True
+    >>> lesion_detections(prediction, truth, (5, 5, 5))
+    [(0.125, False), (8.0, True)]
+    """
+    predicted, true, spacing = _masks(prediction, truth, spacing_mm)
+    box = _bounding_box(true)
+    components = _Components(predicted[box], true[box], connectivity=3)
+    found = np.isin(np.arange(1, components.n_true + 1), components.true_of)
+    volumes_ml = components.true_sizes[1:] * (float(np.prod(spacing)) / 1000)
+    return sorted(zip(volumes_ml.tolist(), found.tolist(), strict=True))
 
 
 def dice(prediction: ArrayLike, truth: ArrayLike) -> float:
@@ -546,12 +596,11 @@ class _Components:
         self.true_of, self.predicted_of = np.divmod(codes, self.n_predicted + 1)
         self.true_sizes = np.bincount(true[truth], minlength=self.n_true + 1)
         self.predicted_sizes = np.bincount(predicted[prediction], minlength=self.n_predicted + 1)
+        self.missed = self.n_true - int(np.unique(self.true_of).size)
+        self.invented = self.n_predicted - int(np.unique(self.predicted_of).size)
 
     def overlap_f1(self) -> float:
-        found = np.unique(self.true_of).size
-        missed = self.n_true - found
-        invented = self.n_predicted - np.unique(self.predicted_of).size
-        return _f1(found, invented, missed)
+        return _f1(self.n_true - self.missed, self.invented, self.missed)
 
     def recognition_quality(self, least_iou: float) -> float:
         union = self.true_sizes[self.true_of] + self.predicted_sizes[self.predicted_of] - self.shared
@@ -600,6 +649,17 @@ def _bounding_box(mask: NDArray[np.bool_]) -> tuple[slice, ...]:
         hit = np.flatnonzero(mask[tuple(box)].any(axis=tuple(other for other in range(mask.ndim) if other != axis)))
         box.append(slice(int(hit[0]), int(hit[-1]) + 1) if hit.size else slice(0, 0))
     return tuple(box)
+
+
+def _masks(
+    prediction: ArrayLike, truth: ArrayLike, spacing_mm: ArrayLike
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_], NDArray[np.float64]]:
+    predicted, true, spacing = _mask(prediction, "prediction"), _mask(truth, "truth"), _spacing(spacing_mm)
+    if predicted.shape != true.shape:
+        raise InputError(
+            f"The prediction has shape {predicted.shape} and the truth {true.shape}: bring both to one grid first."
+        )
+    return predicted, true, spacing
 
 
 def _mask(values: ArrayLike, name: str) -> NDArray[np.bool_]:
