@@ -19,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -69,11 +70,7 @@ def make_cohort(
     settings = LesionPreprocess.model_validate(
         {"spacing_mm": spacing_mm, "skull_strip": skull_strip, "grid_shape": shape}
     )
-    plan = dict(
-        real_lesion_plan(count, seed, real, centres=CENTRES)
-        if real
-        else lesion_plan(count, seed, floor_ml=0.0, centres=CENTRES)
-    )
+    plan = cohort_plan(count, seed, real)
     size = f"{grid}-voxels" if grid else f"{spacing_mm:g}mm"
     out = out / f"{'real' if real else 'phantoms'}-{count}-seed-{seed}-{size}-{skull_strip}"
     subjects = []
@@ -88,6 +85,13 @@ def make_cohort(
         truth = resample(made.mask, like=grid, mask=True).data
         write_subject(subjects[-1].folder, image, truth, brain, {"affine": grid.affine.tolist(), **made.truth})
     return subjects
+
+
+def cohort_plan(count: int, seed: int, real: Path | None) -> dict[str, dict[str, Any]]:
+    """Subject folder → how its T1w and mask are made."""
+    if real:
+        return dict(real_lesion_plan(count, seed, real, centres=CENTRES))
+    return dict(lesion_plan(count, seed, floor_ml=0.0, centres=CENTRES))
 
 
 def halves(subjects: list[Subject], seed: int) -> tuple[list[Subject], list[Subject]]:

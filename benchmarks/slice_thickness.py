@@ -17,19 +17,38 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import torch
-from lesion_networks import COMMON, PATCHES, SMALL, patch_edge
-from phantom_cohort import STEPS_PER_EPOCH, cohort_arguments, halves, make_cohort
+from lesion_networks import COMMON, PATCHES, SMALL, markdown, mean_said, patch_edge
+from phantom_cohort import STEPS_PER_EPOCH, cohort_arguments, cohort_plan, halves, make_cohort
 
+from reperfuse.evaluation.metrics import lesion_detections, lesion_scores
+from reperfuse.evaluation.operating_point import OperatingPoint, best_point, dice_by_point
+from reperfuse.evaluation.resolution import LESIONS
 from reperfuse.files import write_json
-from reperfuse.networks import build_network, save_network
-from reperfuse.training.fit import FitSettings, fit
+from reperfuse.imaging.volume import Volume
+from reperfuse.networks import build_network, load_network, save_network
+from reperfuse.params import LesionParams, LesionPreprocess, LesionResolution
+from reperfuse.stages.assessment import Assessment, Case
+from reperfuse.stages.demo_lesion import lesion_subject
+from reperfuse.stages.lesion_input import Scan, brain_of, network_input, on_grid_of, on_model_grid
+from reperfuse.stages.lesion_study import slice_study
+from reperfuse.stages.processed import write_table
+from reperfuse.stages.study import StudyTables, study_subjects, study_tables
+from reperfuse.training.fit import FitSettings, Predict, fit
 from reperfuse.training.losses import ACTIVATIONS
+from reperfuse.training.predict import predict_volume
 from reperfuse.training.samples import Subject
+
+SHOWN_MM = (1.0, 5.0, 10.0)
+"""Thicknesses of the table of costs [mm]."""
 
 RECIPE: dict[str, Any] = COMMON | PATCHES | {"foreground_fraction": 0.33}
 """Of every training: `lesion_networks.COMMON` with fewer patches on the lesion, which finds more whole lesions."""
@@ -73,11 +92,131 @@ def train_one(name: str, train: list[Subject], samples: int, seed: int, edge: in
     write_json(folder / "done.json", {"seconds": seconds, "loss": done.history[-1]["loss"]})
 
 
+# ---- the study ------------------------------------------------------------------------------------------------------
+def studied(subjects: list[Subject], count: int) -> list[Subject]:
+    """So many of the subjects with a lesion, evenly over their volumes."""
+    volumes = {subject: int((subject.load()[1] > 0).sum()) for subject in subjects}
+    having = sorted((subject for subject, volume in volumes.items() if volume), key=lambda subject: volumes[subject])
+    return [having[place] for place in np.linspace(0, len(having) - 1, min(count, len(having))).round().astype(int)]
+
+
+def operating_point_of(predict: Predict, subjects: list[Subject]) -> OperatingPoint:
+    """Threshold and smallest piece with the best mean Dice on these subjects, on the model's grid."""
+    return best_point(
+        [
+            dice_by_point(predict(np.asarray(subject.load()[0])), subject.load()[1][0] > 0, subject.spacing_mm())
+            for subject in subjects
+        ]
+    )
+
+
+def assessment(
+    names: Sequence[str],
+    kept: Path,
+    train: list[Subject],
+    sources: Mapping[str, dict[str, Any]],
+    settings: LesionPreprocess,
+) -> Assessment:
+    """The trained entries as the lesion arm judges a model, with the images and masks of `sources` at 1 mm."""
+    answers: dict[str, Predict] = {}
+    points: dict[str, OperatingPoint] = {}
+    for name in names:
+        network, described = load_network(kept / name.replace(", ", "-"))
+        answers[name] = partial(_answer, network, described["extra"]["activation"])
+        # Not the subjects that are studied, and few: a threshold is one number.
+        points[name] = operating_point_of(answers[name], train[:: max(1, len(train) // 20)])
+        print(f"{name}: {points[name]}", flush=True)
+
+    def load(participant: str) -> Case:
+        made = lesion_subject(**{key: value for key, value in sources[participant].items() if key != "cost"})
+        images = {"t1w": made.t1w}
+        return Case(Scan(images, brain_of(images, settings)), made.mask)
+
+    def predict(name: str, image: Volume) -> np.ndarray:
+        return answers[name](network_input(image, settings)[0])
+
+    def score(method: str, probability: np.ndarray, case: Case) -> dict[str, Any]:
+        truth, spacing_mm = case.truth.data > 0, case.truth.spacing_mm
+        mask = points[method].mask(probability, spacing_mm)
+        scores = dict(lesion_scores(mask, truth, spacing_mm, probability=probability))
+        return scores | {LESIONS: lesion_detections(mask, truth, spacing_mm)}
+
+    return Assessment(
+        arm="lesion",
+        metric="dice",
+        methods={name: partial(predict, name) for name in names},
+        load=load,
+        prepare=lambda scan: on_model_grid(scan.images, settings, scan.brain),
+        on_truth_grid=lambda probability, image, case: on_grid_of(case.truth, probability, image),
+        score=score,
+        bootstrap={"samples": 2000, "level": 0.95, "seed": 0},
+    )
+
+
+def _answer(network: torch.nn.Module, activation: str, image: np.ndarray) -> np.ndarray:
+    return predict_volume(network, image, activation=activation)
+
+
+def what_it_costs(scores: pd.DataFrame, names: Sequence[str]) -> str:
+    """Markdown: Dice of every entry at 1, 5 and 10 mm along k, what it loses, and what it wins over its plain one."""
+    along_k = scores[scores["axis"] == "k"]
+    wide = {name: _wide(along_k, name) for name in names}
+    rows = [
+        ["training", *(f"Dice at {level} mm" for level in SHOWN_MM), "loss 1 → 10 mm", "share of the plain loss"]
+        + [f"against plain at {level} mm" for level in SHOWN_MM]
+    ]
+    for name in names:
+        ours, plain = wide[name], wide[name.split(", ")[0]]
+        loss, plain_loss = (table[SHOWN_MM[0]] - table[SHOWN_MM[-1]] for table in (ours, plain))
+        rows.append(
+            [
+                name,
+                *(mean_said(list(ours[level])) for level in SHOWN_MM),
+                mean_said(list(loss)),
+                "1" if ours is plain else ratio_said(loss.to_numpy(), plain_loss.to_numpy()),
+                *("–" if ours is plain else mean_said(list(ours[at] - plain[at]), sign="+") for at in SHOWN_MM),
+            ]
+        )
+    return markdown(rows)
+
+
+def _wide(scores: pd.DataFrame, method: str, metric: str = "dice") -> pd.DataFrame:
+    part = scores[scores["method"] == method]
+    return part.pivot(index="participant_id", columns="thickness_mm", values=metric)
+
+
+def ratio_said(ours: np.ndarray, plain: np.ndarray) -> str:
+    """Ratio of two mean losses of the same subjects with its percentile interval over subjects, as text."""
+    rng = np.random.default_rng(0)
+    drawn = rng.integers(0, len(ours), (2000, len(ours)))
+    low, high = np.percentile(ours[drawn].mean(axis=1) / plain[drawn].mean(axis=1), [2.5, 97.5])
+    return f"{ours.mean() / plain.mean():.2f} ({low:.2f} to {high:.2f})"
+
+
+def what_is_missed(tables: StudyTables, names: Sequence[str]) -> str:
+    """Markdown: volumes missed and invented, borders, and the smallest lesion found in half the cases."""
+    along_k = tables.curve[tables.curve["axis"] == "k"].set_index(["method", "thickness_mm", "metric"])["mean"]
+    found = tables.detection[tables.detection["axis"] == "k"].set_index(["method", "thickness_mm"])
+    ends = (SHOWN_MM[0], SHOWN_MM[-1])
+    heads = {"false_negative_ml": "missed [mL]", "false_positive_ml": "invented [mL]", "surface_dice": "surface Dice"}
+    heads |= {"volume_difference_ml": "volume difference [mL]", "dice_thick": "Dice on the thick grid"}
+    rows = [["training", *(f"{head}, 1 → 10 mm" for head in heads.values()), "found in half [mL], 1 → 10 mm"]]
+    for name in names:
+        row = [name, *(" → ".join(f"{along_k[name, at, metric]:.2f}" for at in ends) for metric in heads)]
+        rows.append([*row, " → ".join(str(found.loc[(name, at), "said"]) for at in ends)])
+    return markdown(rows)
+
+
 def main() -> None:
     """Make the cohort, train each entry in a process of its own, study, print."""
     parser = cohort_arguments(__doc__, minutes=0.0)
     parser.add_argument("--samples", type=int, default=12000, help="that each network is trained on")
     parser.add_argument("--networks", nargs="*", choices=[*ENTRIES], default=[*ENTRIES])
+    parser.add_argument("--studied", type=int, default=12, help="test subjects in the study, evenly over their volumes")
+    parser.add_argument(
+        "--interpolation", default="linear", help="of thick slices at test time: linear, nearest, cubic"
+    )
+    parser.add_argument("--workers", type=int, default=1, help="subjects studied at once")
     parser.add_argument("--train-only", action="store_true", help="stop before the study")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     asked = parser.parse_args()
@@ -93,6 +232,31 @@ def main() -> None:
         for name in asked.networks:
             if not (kept / name.replace(", ", "-") / "done.json").exists():
                 subprocess.run([sys.executable, __file__, *sys.argv[1:], "--out", str(out), "--one", name], check=True)
+        if asked.train_only:
+            return
+
+        chosen = studied(test, asked.studied)
+        sources = {
+            Path(folder).name: how for folder, how in cohort_plan(asked.subjects, asked.seed, asked.real).items()
+        }
+        settings = LesionPreprocess.model_validate({"spacing_mm": asked.spacing, "skull_strip": asked.skull_strip})
+        judged = assessment(asked.networks, kept, train, sources, settings)
+        resolution = LesionResolution(axes=("k", "i", "j"), interpolation=asked.interpolation, workers=asked.workers)
+        study = slice_study(LesionParams(resolution=resolution), asked.seed)
+        people = [subject.participant_id for subject in chosen]
+        state = kept / f"study-{asked.interpolation}-{len(people)}"
+        done = study_subjects(judged, study, people, state)
+        volumes = {
+            subject.participant_id: float((subject.load()[1] > 0).sum() * np.prod(subject.spacing_mm()) / 1000)
+            for subject in chosen
+        }
+        tables = study_tables([row for one in done for row in one["rows"]], judged, study.level_name, volumes)
+        for name, table in tables.named().items():
+            write_table(state / f"{name}.csv", table)
+        seconds = {name: sum(one["seconds"][name] for one in done) for name in ("predict", "all")}
+        print(f"\n{len(people)} of the {len(test)} test subjects; anything but prediction took", end=" ")
+        print(f"{1 - seconds['predict'] / seconds['all']:.0%} of the study's {seconds['all'] / 60:.0f} min\n")
+        print(what_it_costs(tables.scores, asked.networks), what_is_missed(tables, asked.networks), sep="\n\n")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ PATIENTS = ("sub-1", "sub-2", "sub-3")
 
 
 def error_study(arm: str = "perfusion", failing: str | None = None, digest: str = "a model") -> Assessment:
-    """The model errs by a patient's number, oSVD by ten times as much; it has no answer for one that looks `failing`."""
+    """The model errs by a patient's number, oSVD by ten times as much and not at all for one like `failing`."""
 
     def load(participant: str) -> Case:
         image = Volume(np.full((2, 2, 2), float(participant[-1])), np.eye(4))

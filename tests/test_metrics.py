@@ -11,6 +11,7 @@ from reperfuse.errors import InputError
 from reperfuse.evaluation.metrics import (
     METRICS,
     SURFACE_TOLERANCE_MM,
+    THICK_GRID,
     average_precision,
     dice,
     lesion_detections,
@@ -568,4 +569,5 @@ def test_every_score_has_a_note_for_the_report():
     names = set(lesion_scores(truth, truth, (1, 1, 1), probability=truth.astype(float)))
     for scores in (tmax_scores, map_scores):
         names |= set(scores(truth * 8.0, truth * 8.0, np.ones((4, 4, 4)), (1, 1, 1)))
-    assert names == set(METRICS)
+    assert names | set(THICK_GRID.values()) == set(METRICS)
+    assert set(THICK_GRID) <= names

@@ -1,4 +1,4 @@
-"""What a resolution study writes, says, logs and keeps about methods that fail, levels out of reach and a killed run."""
+"""What a study writes, says, logs and keeps, about failing methods, levels out of reach and a killed run too."""
 
 import json
 import threading
@@ -73,9 +73,7 @@ def test_a_study_of_one_facet_has_the_names_it_always_had() -> None:
     assert set(run.points) == {("resolution/dice", 2), ("resolution/dice", 5)}
 
 
-def test_curves_of_all_methods_are_logged_for_each_noise_and_on_the_whole(
-    tmp_path: Path, workspace: StoodIn
-) -> None:
+def test_curves_of_all_methods_are_logged_for_each_noise_and_on_the_whole(tmp_path: Path, workspace: StoodIn) -> None:
     run_study(tmp_path)
     curves = {name for name, step in workspace.points if step is not None}
     assert len(curves) == 2 * 3

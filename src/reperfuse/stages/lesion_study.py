@@ -24,7 +24,7 @@ def slice_study(settings: LesionParams, seed: int) -> Study:
     levels = {first: tuple(sorted(asked.thickness_mm))}
     aside = asked.other_axes_mm or asked.thickness_mm
     levels |= {axis: tuple(sorted({min(asked.thickness_mm), *aside})) for axis in others}
-    how: dict[str, Any] = {"profile": asked.slice_profile(), "interpolation": asked.interpolation}
+    how: dict[str, Any] = {"profile": asked.profile, "interpolation": asked.interpolation}
 
     def spacing(thickness: float) -> float:
         return thickness + asked.gap_mm

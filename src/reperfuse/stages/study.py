@@ -122,7 +122,7 @@ def resolution_arm(
     said = [repr(sorted(study.about.items())), repr(dict(study.levels)), asked.digest, *sorted(asked.methods)]
     state = resumable(asked.arm, "resolution", said, [""])
     people = holdout(asked.arm)
-    done = _all_subjects(asked, study, people, state)
+    done = study_subjects(asked, study, people, state)
     rows = [row for of_subject in done for row in of_subject["rows"]]
     if not rows:
         raise InputError(
@@ -171,8 +171,8 @@ def _run_of(arm: str, model: str | None) -> Iterator[tracking.Run]:
 
 
 # ---- subjects -------------------------------------------------------------------------------------------------------
-def _all_subjects(asked: Assessment, study: Study, people: Sequence[str], state: Path) -> list[dict[str, Any]]:
-    """Rows and seconds of every subject, in order, those that an earlier process left taken over."""
+def study_subjects(asked: Assessment, study: Study, people: Sequence[str], state: Path) -> list[dict[str, Any]]:
+    """`rows` and `seconds` of every subject, in order, kept in `state` as they come and taken over from there."""
     stop = threading.Event()
     threads = torch.get_num_threads()
     # Each subject has its share of the cores: networks use one core after the other less well than one each.
