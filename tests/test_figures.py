@@ -179,9 +179,9 @@ def test_lines_that_end_together_keep_their_names_apart():
 
 
 def test_one_method_looks_the_same_in_every_figure(scores):
-    styles = draw._method_styles(scores["method"])
-    assert styles == draw._method_styles(scores["method"][::-1]) and styles["model"] == (draw.BLUE, "-")
-    more = draw._method_styles([*scores["method"], "baseline_aardvark", "baseline_osvd", "rival_tmax_unet"])
+    styles = draw.method_styles(scores["method"])
+    assert styles == draw.method_styles(scores["method"][::-1]) and styles["model"] == (draw.BLUE, "-")
+    more = draw.method_styles([*scores["method"], "baseline_aardvark", "baseline_osvd", "rival_tmax_unet"])
     assert {method: more[method] for method in styles} == styles
     assert len({colour for colour, _ in more.values()}) == len(more)
 

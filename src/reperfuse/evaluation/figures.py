@@ -249,54 +249,9 @@ def tmax_panels(
     return figure
 
 
-def score_curve(curve: pd.DataFrame, metric: str, *, level_name: str = "thickness_mm", at: Any = "k") -> Figure:
-    """Mean score against degradation in one facet, each with its interval band: the model as a line, others dashed.
-
-    `curve` is the table of `resolution.curve`; all its facets are drawn on the same scale.
-    """
-    everywhere = curve[curve["metric"] == metric]
-    part = everywhere[everywhere[FACETS[level_name]] == at]
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(6.6, 3.7), layout="constrained")
-        drawing = figure.subplots()
-        for method, (colour, dashes) in _method_styles(part["method"]).items():
-            rows = part[part["method"] == method].sort_values(level_name)
-            x = rows[level_name].to_numpy(float)
-            drawing.plot(x, rows["mean"], color=colour, linestyle=dashes, marker="o", markersize=4.5, linewidth=1.8)
-            drawing.fill_between(x, rows["low"].to_numpy(float), rows["high"].to_numpy(float), color=colour,
-                                 alpha=0.18 if method == MODEL else 0.09, linewidth=0)  # fmt: skip
-        _score_limits(drawing, metric)
-        note, highest = METRICS.get(metric), everywhere[["mean", "high"]].to_numpy(float, na_value=0).max(initial=0)
-        if note is not None and note.better == "lower" and highest > 0:
-            drawing.set_ylim(0, 1.06 * highest)
-        _direct_labels(drawing, part, level_name)
-        levels = sorted(part[level_name].unique())
-        drawing.xaxis.set_major_locator(FixedLocator(levels))
-        drawing.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        drawing.set_xlabel(LEVEL_LABELS.get(level_name, level_name))
-        drawing.set_ylabel(f"Mean {metric_label(metric)}")
-        counts = sorted({int(n) for n in part.loc[part["n"] > 0, "n"]})
-        n = " to ".join(f"{count}" for count in dict.fromkeys((counts[0], counts[-1]))) if counts else "0"
-        title = f"{facet_label(level_name, at)}; bands: 95 % interval of each mean, n = {n}"
-        drawing.set_title(title, loc="left", fontweight="normal")
-    said = "; ".join(
-        f"{method_label(method)} "
-        + ", ".join(
-            f"{row['mean']:.2f} at {row[level_name]:g}"
-            for row in part[part["method"] == method].sort_values(level_name).to_dict("records")
-        )
-        for method in _method_styles(part["method"])
-    )
-    figure.set_label(
-        f"Mean {metric_label(metric)} against {LEVEL_LABELS.get(level_name, level_name)}, "
-        f"{facet_label(level_name, at)}: {said}."
-    )
-    return figure
-
-
 def score_dots(scores: pd.DataFrame, metric: str) -> Figure:
     """Every subject's score for every method as a dot, with the mean and its 95 % interval beside."""
-    styles = _method_styles(scores["method"])
+    styles = method_styles(scores["method"])
     methods = list(styles)
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(6.6, 0.62 * len(methods) + 1.0), layout="constrained")
@@ -317,7 +272,7 @@ def score_dots(scores: pd.DataFrame, metric: str) -> Figure:
         drawing.set_ylim(len(methods) - 0.5, -0.5)
         drawing.set_xlabel(f"{metric_label(metric)}  (dots: subjects, diamond: mean, bar: 95 % interval)")
         drawing.grid(axis="y", visible=False)
-        _score_limits(drawing, metric, along="x")
+        score_limits(drawing, metric, along="x")
     figure.set_label(f"{metric_label(metric)} of every hold-out subject by method; means: {', '.join(said)}.")
     return figure
 
@@ -349,7 +304,7 @@ def fold_dots(folds: pd.DataFrame, metric: str) -> Figure:
         drawing.set_xlabel("Cross-validation fold")
         drawing.set_ylabel(metric_label(metric))
         drawing.grid(axis="x", visible=False)
-        _score_limits(drawing, metric)
+        score_limits(drawing, metric)
     said = ", ".join(f"fold {fold:g} {value:.3f}" for fold, value in zip(means.index, means, strict=True))
     figure.set_label(f"{metric_label(metric)} per cross-validation fold: {said}; mean {means.mean():.3f}.")
     return figure
@@ -435,7 +390,7 @@ def volume_histogram(
     return figure
 
 
-def _method_styles(methods: Iterable[str]) -> dict[str, tuple[str, str]]:
+def method_styles(methods: Iterable[str]) -> dict[str, tuple[str, str]]:
     """Colour and line of each method, the model first; the same methods look the same in every figure."""
     present = sorted(set(methods) - {MODEL})
     free = [colour for colour in OTHER_COLOURS if colour not in {METHOD_COLOURS.get(method) for method in present}]
@@ -445,10 +400,10 @@ def _method_styles(methods: Iterable[str]) -> dict[str, tuple[str, str]]:
     return {MODEL: (BLUE, "-")} | styles if MODEL in set(methods) else styles
 
 
-def _direct_labels(drawing: Axes, part: pd.DataFrame, level_name: str) -> None:
+def direct_labels(drawing: Axes, part: pd.DataFrame, level_name: str) -> None:
     """Name the lines at their right end, moved apart where they would overlap."""
     ends = []
-    for method, (colour, _) in _method_styles(part["method"]).items():
+    for method, (colour, _) in method_styles(part["method"]).items():
         rows = part[part["method"] == method].sort_values(level_name).dropna(subset=["mean"])
         if len(rows):
             ends.append((float(rows["mean"].iloc[-1]), method, colour))
@@ -460,7 +415,7 @@ def _direct_labels(drawing: Axes, part: pd.DataFrame, level_name: str) -> None:
         drawing.annotate(method_label(method), where, xycoords=("axes fraction", "data"), va="center", color=colour)
 
 
-def _score_limits(drawing: Axes, metric: str, *, along: str = "y") -> None:
+def score_limits(drawing: Axes, metric: str, *, along: str = "y") -> None:
     """Scores between 0 and 1 are shown on that whole range, so that a small difference looks small."""
     note = METRICS.get(metric)
     if note is not None and note.better == "higher" and not note.unit and metric not in ("pearson_r", "ccc", "ssim"):
