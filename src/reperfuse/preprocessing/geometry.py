@@ -191,7 +191,7 @@ def thick_slices(
     thickness_mm: float,
     axis: str = "k",
     *,
-    profile: str = "gaussian",
+    profile: str | ArrayLike = "gaussian",
     spacing_mm: float | None = None,
     offset_mm: float = 0.0,
     keep_thick: bool = False,
@@ -201,7 +201,8 @@ def thick_slices(
     A thick slice is the integral of the object over the slice profile. The source has been through slices of its own
     spacing T0 already, so only what it lacks is added: for a Gaussian profile of full width at half maximum T a blur of
     σ = sqrt(T² − T0²)/2.355 [mm] about the slice's centre; for a box, the mean over exactly T mm of the source taken as
-    constant within each voxel. T = T0 at spacing T0 changes nothing, bit for bit.
+    constant within each voxel; for a measured profile its shape, sqrt(T² − T0²) wide (variances add). T is the full
+    width at half maximum of every profile, and T = T0 at spacing T0 changes nothing, bit for bit.
 
     The stack covers the field of view and shares its centre: m = ceil((n·T0 − T)/spacing) + 1 slices, the centre of the
     first at ((n − 1)·T0 − (m − 1)·spacing)/2 from the centre of the first source voxel. Where slices reach over the
@@ -216,7 +217,8 @@ def thick_slices(
     axis
         Array axis "i", "j" or "k" along which slices become thick.
     profile
-        "gaussian" or "box".
+        "gaussian", "box", or a measured one: position along the axis, toward its far end, and weight, shape (N, 2).
+        Only its shape counts: see `slice_shape`.
     spacing_mm
         Distance between slice centres [mm]; the thickness when not given, larger leaves a gap, smaller overlaps.
     offset_mm
@@ -229,7 +231,7 @@ def thick_slices(
     Raises
     ------
     InputError
-        If the thickness is below the source spacing, or axis, profile or spacing make no sense.
+        If the thickness is below the source spacing, or axis, profile, spacing or offset make no sense.
 
     Examples
     --------
@@ -241,8 +243,9 @@ def thick_slices(
     """
     if axis not in AXES:
         raise InputError(f"Axis {axis!r} is unknown: give i, j or k.")
-    if profile not in ("gaussian", "box"):
-        raise InputError(f"Slice profile {profile!r} is unknown: give gaussian or box.")
+    if isinstance(profile, str) and profile not in ("gaussian", "box"):
+        raise InputError(f"Slice profile {profile!r} is unknown: give gaussian, box or a measured one.")
+    shape = profile if isinstance(profile, str) else slice_shape(profile)
     number = AXES[axis]
     n, source_mm = volume.data.shape[number], volume.spacing_mm[number]
     # Headers carry spacings as float32: 0.9999998 is 1.
@@ -252,19 +255,97 @@ def thick_slices(
             "ask for at least that."
         )
     spacing_mm = thickness_mm if spacing_mm is None else spacing_mm
-    if not (spacing_mm > 0 and np.isfinite(spacing_mm) and np.isfinite(thickness_mm)):
-        raise InputError(f"A slice spacing of {spacing_mm:g} mm cannot be sampled: give positive millimetres.")
-
-    thickness, step = _snap(thickness_mm / source_mm), _snap(spacing_mm / source_mm)
-    m = max(1, int(np.ceil((n - thickness) / step - 1e-6)) + 1)
-    first = _first_centre(n, m, step) + offset_mm / source_mm
+    centres = slice_centres(n, source_mm, thickness_mm, spacing_mm, offset_mm)
+    thickness, step, first = _snap(thickness_mm / source_mm), _snap(spacing_mm / source_mm), centres[0]
     data = np.asarray(volume.data, dtype=volume.data.dtype if volume.data.dtype == np.float64 else np.float32)
-    data = _along(_slice_weights(first + step * np.arange(m), n, thickness, profile), data, number)
+    data = _along(_slice_weights(centres, n, thickness, shape), data, number)
     if keep_thick:
         offset, scale = np.zeros(3), np.ones(3)
         offset[number], scale[number] = first, step
         return replace(volume, data=data, affine=volume.affine @ nib.affines.from_matvec(np.diag(scale), offset))
-    return replace(volume, data=_along(_linear_weights((np.arange(n) - first) / step, m), data, number))
+    return replace(volume, data=_along(_linear_weights((np.arange(n) - first) / step, len(centres)), data, number))
+
+
+def slice_centres(
+    n: int, source_mm: float, thickness_mm: float, spacing_mm: float, offset_mm: float = 0.0
+) -> NDArray[np.float64]:
+    """Where the slices of the stack of `thick_slices` are centred, in source voxels from the first, shape (m,).
+
+    Parameters
+    ----------
+    n, source_mm
+        Source voxels along the axis and their spacing [mm].
+
+    Raises
+    ------
+    InputError
+        If the spacing is not positive, or no slice would lie in the image.
+
+    Examples
+    --------
+    >>> slice_centres(20, 1.0, 5.0, 5.0).tolist()
+    [2.0, 7.0, 12.0, 17.0]
+    """
+    if not (spacing_mm > 0 and np.isfinite(spacing_mm) and np.isfinite(thickness_mm)):
+        raise InputError(f"A slice spacing of {spacing_mm:g} mm cannot be sampled: give positive millimetres.")
+    thickness, step = _snap(thickness_mm / source_mm), _snap(spacing_mm / source_mm)
+    m = max(1, int(np.ceil((n - thickness) / step - 1e-6)) + 1)
+    centres = _first_centre(n, m, step) + offset_mm / source_mm + step * np.arange(m)
+    if not (centres[-1] > -0.5 and centres[0] < n - 0.5):  # nan fails too
+        raise InputError(
+            f"An offset of {offset_mm:g} mm moves the slices out of the image, {n * source_mm:g} mm long: give a "
+            "smaller one."
+        )
+    return centres
+
+
+def slice_shape(profile: ArrayLike) -> NDArray[np.float64]:
+    """A measured slice profile as the shape of a slice: centre of mass 0, full width at half maximum 1, integral 1.
+
+    Between its positions the profile is a line, beyond them 0. The half maxima are those next to the highest weight, so
+    that side lobes, negative ones too, widen nothing.
+
+    Parameters
+    ----------
+    profile
+        Position, increasing, in any unit, and weight, in any unit, shape (N, 2), N at least 3.
+
+    Raises
+    ------
+    InputError
+        If positions do not increase, or the weights make no slice.
+
+    Examples
+    --------
+    >>> slice_shape([[3, 0], [7, 50], [11, 0]]).tolist()  # a triangle as wide as 4 at half its height
+    [[-1.0, 0.0], [0.0, 1.0], [1.0, 0.0]]
+    """
+    table = np.asarray(profile, dtype=float)
+    if table.ndim != 2 or table.shape[1] != 2 or len(table) < 3 or not np.isfinite(table).all():
+        raise InputError("A slice profile needs at least 3 positions, each with its weight: measure more of them.")
+    x, weight = table.T
+    if not (np.diff(x) > 0).all():
+        raise InputError("The positions of a slice profile must increase: sort them, each once.")
+    if not np.trapezoid(weight, x) > 0:
+        raise InputError("The weights of a slice profile must sum to more than 0: check their sign and baseline.")
+    top = int(np.argmax(weight))
+    below = weight < weight[top] / 2
+    if not (below[:top].any() and below[top:].any()):
+        raise InputError(
+            "A slice profile must fall below half of its maximum on both sides: measure it further from its centre."
+        )
+    left, right = np.flatnonzero(below[:top])[-1], top + np.flatnonzero(below[top:])[0]
+    half = [np.interp(weight[top] / 2, weight[[a, b]], x[[a, b]]) for a, b in ((left, left + 1), (right, right - 1))]
+    x = (x - _moment(x, weight, 1) / _moment(x, weight, 0)) / (half[1] - half[0])
+    return np.stack([x, weight / _moment(x, weight, 0)], axis=1)
+
+
+def _moment(x: NDArray[Any], weight: NDArray[Any], power: int) -> float:
+    """∫ x^power·weight dx of straight lines between the positions, power 0, 1 or 2."""
+    # Simpson's rule is exact up to the third power.
+    middle, height = (x[1:] + x[:-1]) / 2, (weight[1:] + weight[:-1]) / 2
+    ends = x[:-1] ** power * weight[:-1] + x[1:] ** power * weight[1:]
+    return float((np.diff(x) / 6 * (ends + 4 * middle**power * height)).sum())
 
 
 def resample_time(data: ArrayLike, frame_times_s: ArrayLike, new_times_s: ArrayLike) -> NDArray[Any]:
@@ -324,30 +405,68 @@ def _linear_weights(positions: NDArray[Any], n: int) -> NDArray[np.float64]:
     return weights
 
 
-def _slice_weights(positions: NDArray[Any], n: int, thickness: float, profile: str) -> NDArray[np.float64]:
+def _slice_weights(
+    positions: NDArray[Any], n: int, thickness: float, profile: str | NDArray[Any]
+) -> NDArray[np.float64]:
     """Matrix (m, n) of the slices centred at `positions`; every row sums to 1. All lengths in source voxels."""
-    if profile == "box":
-        reach = int(np.ceil(thickness / 2)) + 1
-        offsets = np.arange(-reach, reach + 2)
-        centre = (positions - np.floor(positions))[:, None]
-        low, high = centre - thickness / 2, centre + thickness / 2
-        rows = np.clip(np.minimum(high, offsets + 0.5) - np.maximum(low, offsets - 0.5), 0, None)
+    f = (positions - np.floor(positions))[:, None]
+    if isinstance(profile, str):
+        offsets, rows = (_box_rows if profile == "box" else _gaussian_rows)(f, thickness)
     else:
-        variance = max(thickness**2 - 1, 0) / FWHM_PER_SIGMA**2
-        reach = int(np.ceil(4 * np.sqrt(variance))) + 1
-        offsets = np.arange(-reach, reach + 2)
-        # Between two voxels: a Gaussian about each of them, mixed by distance, so that the first moment is the slice's
-        # centre; less the f(1 − f) that mixing adds, so that the variance is σ². As σ → 0 this is linear interpolation.
-        f = (positions - np.floor(positions))[:, None]
-        own = np.maximum(variance - f * (1 - f), 1e-12)
-        here, there = (np.exp(-((offsets - c) ** 2) / (2 * own)) for c in (0, 1))
-        rows = (1 - f) * here / here.sum(1, keepdims=True) + f * there / there.sum(1, keepdims=True)
+        offsets, rows = _measured_rows(f, thickness, profile)
     rows /= rows.sum(1, keepdims=True)
     columns = (np.floor(positions).astype(int)[:, None] + offsets) % (2 * n)
     columns = np.where(columns < n, columns, 2 * n - 1 - columns)  # mirrored at the voxel's outer face
     weights = np.zeros((len(positions), n))
     np.add.at(weights, (np.arange(len(positions))[:, None], columns), rows)
     return weights
+
+
+def _box_rows(f: NDArray[Any], thickness: float) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Source voxels (O,) and their weights (m, O) for slices `f` (m, 1), from 0 to 1, beyond a voxel's centre."""
+    reach = int(np.ceil(thickness / 2)) + 1
+    offsets = np.arange(-reach, reach + 2)
+    low, high = f - thickness / 2, f + thickness / 2
+    return offsets, np.clip(np.minimum(high, offsets + 0.5) - np.maximum(low, offsets - 0.5), 0, None)
+
+
+def _gaussian_rows(f: NDArray[Any], thickness: float) -> tuple[NDArray[Any], NDArray[Any]]:
+    """As `_box_rows`, for a Gaussian."""
+    variance = max(thickness**2 - 1, 0) / FWHM_PER_SIGMA**2
+    reach = int(np.ceil(4 * np.sqrt(variance))) + 1
+    offsets = np.arange(-reach, reach + 2)
+    # Between two voxels: a Gaussian about each of them, mixed by distance, so that the first moment is the slice's
+    # centre; less the f(1 − f) that mixing adds, so that the variance is σ². As σ → 0 this is linear interpolation.
+    own = np.maximum(variance - f * (1 - f), 1e-12)
+    here, there = (np.exp(-((offsets - c) ** 2) / (2 * own)) for c in (0, 1))
+    return offsets, (1 - f) * here / here.sum(1, keepdims=True) + f * there / there.sum(1, keepdims=True)
+
+
+def _measured_rows(f: NDArray[Any], thickness: float, shape: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """As `_box_rows`, for a shape of `slice_shape`."""
+    x, weight = shape.T
+    width_squared = max(thickness**2 - 1, 0)
+    reach = int(np.ceil(np.abs(x).max() * np.sqrt(width_squared))) + 1
+    offsets = np.arange(-reach, reach + 2)
+    # Mixed as the Gaussian is; less the 1/12 that averaging over a voxel adds, too. Negative side lobes can bring the
+    # variance down to nothing: it is taken as that of a rectangle at least.
+    variance = max(_moment(x, weight, 2), 1 / 12)
+    own = np.sqrt(np.maximum(width_squared - (1 / 12 + f * (1 - f)) / variance, 1e-12))
+    slope = np.diff(weight) / np.diff(x)
+    cumulated = np.append(0, np.cumsum(np.diff(x) * (weight[1:] + weight[:-1]) / 2))
+
+    def up_to(edge: NDArray[Any]) -> NDArray[Any]:
+        edge = np.clip(edge / own, x[0], x[-1])
+        i = np.clip(np.searchsorted(x, edge, side="right") - 1, 0, len(x) - 2)
+        return cumulated[i] + (edge - x[i]) * (weight[i] + slope[i] * (edge - x[i]) / 2)
+
+    here, there = (up_to(offsets - c + 0.5) - up_to(offsets - c - 0.5) for c in (0, 1))
+    rows = (1 - f) * here + f * there
+    rows /= rows.sum(1, keepdims=True)
+    # Averaging a lopsided shape over voxels moves its centre of mass a little: moved back, by mixing again.
+    beyond = (rows * offsets).sum(1, keepdims=True) - f
+    moved = np.where(beyond > 0, np.roll(rows, -1, axis=1), np.roll(rows, 1, axis=1))
+    return offsets, (1 - np.abs(beyond)) * rows + np.abs(beyond) * moved
 
 
 def _along(weights: NDArray[np.float64], data: NDArray[Any], axis: int) -> NDArray[Any]:
