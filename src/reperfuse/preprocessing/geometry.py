@@ -287,7 +287,10 @@ def slice_centres(
     [2.0, 7.0, 12.0, 17.0]
     """
     if not (spacing_mm > 0 and np.isfinite(spacing_mm) and np.isfinite(thickness_mm)):
-        raise InputError(f"A slice spacing of {spacing_mm:g} mm cannot be sampled: give positive millimetres.")
+        raise InputError(
+            f"A slice spacing of {spacing_mm:g} mm for slices of {thickness_mm:g} mm cannot be sampled: give positive "
+            "millimetres."
+        )
     thickness, step = _snap(thickness_mm / source_mm), _snap(spacing_mm / source_mm)
     m = max(1, int(np.ceil((n - thickness) / step - 1e-6)) + 1)
     centres = _first_centre(n, m, step) + offset_mm / source_mm + step * np.arange(m)
