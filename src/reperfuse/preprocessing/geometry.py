@@ -329,7 +329,7 @@ def slice_shape(profile: ArrayLike) -> NDArray[np.float64]:
     x, weight = table.T
     if not (np.diff(x) > 0).all():
         raise InputError("The positions of a slice profile must increase: sort them, each once.")
-    if not np.trapezoid(weight, x) > 0:
+    if not _integral(x, weight) > 0:
         raise InputError("The weights of a slice profile must sum to more than 0: check their sign and baseline.")
     top = int(np.argmax(weight))
     below = weight < weight[top] / 2
@@ -339,16 +339,15 @@ def slice_shape(profile: ArrayLike) -> NDArray[np.float64]:
         )
     left, right = np.flatnonzero(below[:top])[-1], top + np.flatnonzero(below[top:])[0]
     half = [np.interp(weight[top] / 2, weight[[a, b]], x[[a, b]]) for a, b in ((left, left + 1), (right, right - 1))]
-    x = (x - _moment(x, weight, 1) / _moment(x, weight, 0)) / (half[1] - half[0])
-    return np.stack([x, weight / _moment(x, weight, 0)], axis=1)
+    x = (x - _integral(x, weight, moment=True) / _integral(x, weight)) / (half[1] - half[0])
+    return np.stack([x, weight / _integral(x, weight)], axis=1)
 
 
-def _moment(x: NDArray[Any], weight: NDArray[Any], power: int) -> float:
-    """∫ x^power·weight dx of straight lines between the positions, power 0, 1 or 2."""
-    # Simpson's rule is exact up to the third power.
-    middle, height = (x[1:] + x[:-1]) / 2, (weight[1:] + weight[:-1]) / 2
-    ends = x[:-1] ** power * weight[:-1] + x[1:] ** power * weight[1:]
-    return float((np.diff(x) / 6 * (ends + 4 * middle**power * height)).sum())
+def _integral(x: NDArray[Any], weight: NDArray[Any], *, moment: bool = False) -> float:
+    """∫ weight dx of straight lines between the positions, or ∫ x·weight dx, by Simpson's rule, which is exact."""
+    by = x if moment else np.ones_like(x)
+    middle = (by[1:] + by[:-1]) / 2 * (weight[1:] + weight[:-1]) / 2
+    return float((np.diff(x) / 6 * (by[:-1] * weight[:-1] + 4 * middle + by[1:] * weight[1:])).sum())
 
 
 def resample_time(data: ArrayLike, frame_times_s: ArrayLike, new_times_s: ArrayLike) -> NDArray[Any]:
@@ -448,25 +447,23 @@ def _gaussian_rows(f: NDArray[Any], thickness: float) -> tuple[NDArray[Any], NDA
 def _measured_rows(f: NDArray[Any], thickness: float, shape: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
     """As `_box_rows`, for a shape of `slice_shape`."""
     x, weight = shape.T
-    width_squared = max(thickness**2 - 1, 0)
-    reach = int(np.ceil(np.abs(x).max() * np.sqrt(width_squared))) + 1
+    # Narrower by as much as averaging over a voxel, variance 1/12, widens a Gaussian: right for a bell and, unlike the
+    # shape's own variance, defined where negative side lobes leave none.
+    width = np.sqrt(max(thickness**2 - 1 - FWHM_PER_SIGMA**2 / 12, 1e-12))
+    reach = int(np.ceil(np.abs(x).max() * width)) + 2
     offsets = np.arange(-reach, reach + 2)
-    # Mixed as the Gaussian is; less the 1/12 that averaging over a voxel adds, too. Negative side lobes can bring the
-    # variance down to nothing: it is taken as that of a rectangle at least.
-    variance = max(_moment(x, weight, 2), 1 / 12)
-    own = np.sqrt(np.maximum(width_squared - (1 / 12 + f * (1 - f)) / variance, 1e-12))
     slope = np.diff(weight) / np.diff(x)
     cumulated = np.append(0, np.cumsum(np.diff(x) * (weight[1:] + weight[:-1]) / 2))
 
     def up_to(edge: NDArray[Any]) -> NDArray[Any]:
-        edge = np.clip(edge / own, x[0], x[-1])
+        edge = np.clip(edge / width, x[0], x[-1])
         i = np.clip(np.searchsorted(x, edge, side="right") - 1, 0, len(x) - 2)
         return cumulated[i] + (edge - x[i]) * (weight[i] + slope[i] * (edge - x[i]) / 2)
 
-    here, there = (up_to(offsets - c + 0.5) - up_to(offsets - c - 0.5) for c in (0, 1))
-    rows = (1 - f) * here + f * there
+    rows = up_to(offsets - f + 0.5) - up_to(offsets - f - 0.5)
     rows /= rows.sum(1, keepdims=True)
-    # Averaging a lopsided shape over voxels moves its centre of mass a little: moved back, by mixing again.
+    # Averaging over voxels moves the centre of mass, of a narrow profile as far as the nearest voxel: moved back by
+    # mixing with the next one, which as the width goes to 0 is linear interpolation.
     beyond = (rows * offsets).sum(1, keepdims=True) - f
     moved = np.where(beyond > 0, np.roll(rows, -1, axis=1), np.roll(rows, 1, axis=1))
     return offsets, (1 - np.abs(beyond)) * rows + np.abs(beyond) * moved

@@ -45,9 +45,9 @@ def degrade(
         If the image, the profile or the slices cannot be used, or `out` is no NIfTI name or would replace the image.
     """
     if not out.name.endswith(NIFTI_ENDINGS) or out.is_dir():
-        raise InputError(f"{out} is no name for a NIfTI file: end it in .nii.gz.")
+        raise InputError(f"{out} cannot be written as NIfTI: name a file that ends in .nii.gz.")
     # Two endings share one sidecar: a series must not take that of the image, which may hold more than times.
-    if sidecar_path(out).resolve() == sidecar_path(image_path).resolve():
+    if out.resolve() == image_path.resolve() or sidecar_path(out).resolve() == sidecar_path(image_path).resolve():
         raise InputError(f"{out} would replace {image_path} or its sidecar: name another file with --out.")
     weights = read_slice_profile(Path(profile)) if profile.lower().endswith(".csv") else profile
     image, notes = without_nan(load_volume(image_path), "voxels")
