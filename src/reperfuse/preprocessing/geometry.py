@@ -293,7 +293,7 @@ def slice_centres(
         )
     thickness, step = _snap(thickness_mm / source_mm), _snap(spacing_mm / source_mm)
     m = max(1, int(np.ceil((n - thickness) / step - 1e-6)) + 1)
-    centres = _first_centre(n, m, step) + offset_mm / source_mm + step * np.arange(m)
+    centres = _first_centre(n, m, step) + offset_mm / source_mm + step * np.arange(m, dtype=np.float64)
     if not (centres[-1] > -0.5 and centres[0] < n - 0.5):  # nan fails too
         raise InputError(
             f"An offset of {offset_mm:g} mm moves the slices out of the image, {n * source_mm:g} mm long: give a "
