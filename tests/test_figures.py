@@ -13,6 +13,7 @@ from PIL import Image
 
 from reperfuse.evaluation import figures as draw
 from reperfuse.evaluation.resolution import curve, study_table
+from reperfuse.evaluation.study_figure import study_panels
 
 SHAPE, SPACING = (20, 24, 10), (2.0, 2.0, 3.0)
 
@@ -125,13 +126,13 @@ def test_curves_name_their_axes_with_units_and_every_method():
         for method in ("model", "baseline_threshold")
         for level in (2.0, 5.0, 10.0)
     ]
-    figure = draw.score_curve(curve(study_table(rows)), "dice")
+    figure = study_panels(curve(study_table(rows)), "dice")
     axes = figure.axes[0]
-    assert axes.get_xlabel() == "Slice thickness [mm]" and axes.get_ylabel() == "Mean Dice"
+    assert axes.get_xlabel() == "Slice thickness [mm]" and axes.get_title(loc="left") == "Mean Dice"
     assert {text.get_text() for text in axes.texts} == {"Model", "Intensity threshold"}
     assert axes.get_ylim() == (-0.02, 1.02)
     assert "Model 0.70 at 2, 0.55 at 5, 0.30 at 10" in figure.get_label()
-    assert "slices along k" in axes.get_title(loc="left")
+    assert "slices along k" in figure.get_suptitle()
 
 
 def noisy_curve() -> pd.DataFrame:
@@ -152,8 +153,9 @@ def noisy_curve() -> pd.DataFrame:
 
 
 def test_each_noise_has_its_curves_with_a_band_for_every_method_all_on_one_scale():
-    drawn = [draw.score_curve(noisy_curve(), "mae_s", level_name="tr_s", at=snr).axes[0] for snr in (50.0, 20.0)]
-    assert [axes.get_title(loc="left").split(";")[0] for axes in drawn] == ["SNR 50", "SNR 20"]
+    figures = [study_panels(noisy_curve(), "mae_s", level_name="tr_s", at=snr) for snr in (50.0, 20.0)]
+    assert ["SNR 50" in figures[0].get_suptitle(), "SNR 20" in figures[1].get_suptitle()] == [True, True]
+    drawn = [figure.axes[0] for figure in figures]
     assert drawn[0].get_ylim() == drawn[1].get_ylim() and drawn[0].get_ylim()[0] == 0
     for axes, snr in zip(drawn, (50.0, 20.0), strict=True):
         assert len(axes.lines) == len(axes.collections) == 4
@@ -164,8 +166,7 @@ def test_each_noise_has_its_curves_with_a_band_for_every_method_all_on_one_scale
 def test_the_number_of_subjects_is_a_range_where_not_everyone_reaches_every_level():
     table = noisy_curve()
     table.loc[table["tr_s"] == 1, "n"] = 2
-    title = draw.score_curve(table, "mae_s", level_name="tr_s", at=20.0).axes[0].get_title(loc="left")
-    assert title.endswith("n = 2 to 3")
+    assert "2 to 3 subjects" in study_panels(table, "mae_s", level_name="tr_s", at=20.0).get_suptitle()
 
 
 def test_lines_that_end_together_keep_their_names_apart():
@@ -174,7 +175,7 @@ def test_lines_that_end_together_keep_their_names_apart():
         for method in ("model", "baseline_empty", "baseline_threshold")
         for level in (2.0, 10.0)
     ]
-    heights = sorted(text.xy[1] for text in draw.score_curve(curve(study_table(rows)), "dice").axes[0].texts)
+    heights = sorted(text.xy[1] for text in study_panels(curve(study_table(rows)), "dice").axes[0].texts)
     assert np.diff(heights).min() > 0
 
 

@@ -12,6 +12,17 @@ from reperfuse.preprocessing.geometry import pad_to_multiple, reorient, resample
 SPACING = (1.0, 1.2, 0.9)
 
 
+ACROSS = np.linspace(-9, 9, 181)
+PROFILES = {
+    "gaussian": "gaussian",
+    "box": "box",
+    "bell": np.stack([ACROSS, 70 * np.exp(-((ACROSS - 1) ** 2) / 8)], axis=1),
+    "lopsided": np.array([[0, 0], [1, 0.2], [2, 1], [3, 0.9], [5, 0.3], [8, 0]]),
+    "lobed": np.stack([ACROSS, np.sinc(ACROSS / 4) * np.exp(-(ACROSS**2) / 18)], axis=1),
+}
+"""Slice profiles: those with a name, and measured ones, of which one is a Gaussian and one has negative side lobes."""
+
+
 def affine_of(kind):
     turned = nib.eulerangles.euler2mat(0.3, -0.2, 0.15) if kind == "oblique" else np.eye(3)
     flips = {"RAS": (1, 1, 1), "LAS": (-1, 1, 1), "LPS": (-1, -1, 1), "oblique": (-1, 1, 1)}[kind]
@@ -20,7 +31,7 @@ def affine_of(kind):
 
 every_affine = pytest.mark.parametrize("affine", [affine_of(k) for k in ("RAS", "LAS", "LPS", "oblique")])
 every_axis = pytest.mark.parametrize("axis", ["i", "j", "k"])
-every_profile = pytest.mark.parametrize("profile", ["gaussian", "box"])
+every_profile = pytest.mark.parametrize("profile", PROFILES.values(), ids=PROFILES)
 
 
 def blob(affine=None, shape=(40, 36, 44), at=(21.3, 16.2, 24.7), width=3.0):
@@ -212,7 +223,7 @@ def test_brought_back_they_stand_on_the_source_grid_in_place_with_the_same_mean(
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.floats(1, 60), st.floats(0.5, 60), st.sampled_from(["gaussian", "box"]))
+@given(st.floats(1, 60), st.floats(0.5, 60), st.sampled_from(list(PROFILES.values())))
 def test_a_constant_stays_constant_at_any_thickness_and_spacing(thickness, spacing, profile):
     flat = Volume(np.full((3, 4, 30), 7.0, np.float32), np.eye(4))
     np.testing.assert_allclose(thick_slices(flat, thickness, profile=profile, spacing_mm=spacing).data, 7, rtol=1e-5)
@@ -282,7 +293,7 @@ def test_the_box_shares_the_voxels_at_its_edges(thickness, weights):
     np.testing.assert_allclose(seen.data[..., 15 - round(seen.affine[2, 3])], expected, atol=1e-5)
 
 
-@every_profile
+@pytest.mark.parametrize("profile", ["gaussian", "box", PROFILES["bell"]])
 def test_what_a_slice_cannot_hold_is_removed_and_not_aliased(profile):
     wave = Volume(np.broadcast_to(np.sin(2 * np.pi * np.arange(90) / 4), (2, 2, 90)).astype(np.float32), np.eye(4))
     assert np.abs(thick_slices(wave, 10, profile=profile).data[..., 20:-20]).max() < 0.14

@@ -15,6 +15,7 @@ from reperfuse.evaluation import figures as draw
 from reperfuse.evaluation.metrics import lesion_scores, tmax_scores
 from reperfuse.evaluation.report import RESEARCH_USE, image_uri, render_report
 from reperfuse.evaluation.resolution import curve, resolution_study, study_table
+from reperfuse.evaluation.study_figure import study_panels
 from reperfuse.evaluation.summary import ranked_subjects
 from reperfuse.evaluation.tables import resolution_tables, strata_table, validation_table
 from reperfuse.evaluation.trials import trials_table
@@ -108,7 +109,7 @@ def fake_study(arm: str, n: int = 8) -> dict[str, Any]:
         "folds": draw.fold_dots(validation, metric),
         "training": draw.training_curve(history),
         "scores": draw.score_dots(scores, metric),
-    } | {f"resolution {value}": draw.score_curve(means, metric, level_name=level_name, at=value) for value in facets}
+    } | {f"resolution {value}": study_panels(means, metric, level_name=level_name, at=value) for value in facets}
     for rank, name in ranked_subjects(scores, metric).items():
         rows = scores[scores["participant_id"] == name].set_index("method")[metric]
         said = {method: f"{draw.metric_label(metric)} {rows[method]:.2f}" for method in methods[:2]}

@@ -4,7 +4,7 @@ import errno
 import sys
 import traceback
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -269,6 +269,53 @@ def score(
     from reperfuse.stages.scoring import score as run
 
     run(prediction, truth, probability=probability, as_json=as_json)
+
+
+@app.command()
+def degrade(
+    image: Annotated[Path, typer.Argument(help="NIfTI, 3D or 4D, any orientation", show_default=False)],
+    thickness_mm: Annotated[
+        float,
+        typer.Option(help="slice thickness, full width at half maximum of the profile [mm]", show_default=False),
+    ],
+    out: Annotated[
+        Path, typer.Option(help="image to write, .nii.gz or .nii, float32; not the image itself", show_default=False)
+    ],
+    axis: Annotated[
+        Literal["i", "j", "k"],
+        typer.Option(help="array axis of the file as stored; k is usually axial (in ATLAS and other RAS files)"),
+    ] = "k",
+    profile: Annotated[
+        str,
+        typer.Option(
+            help="slice profile: gaussian, box, or a CSV with the header position_mm,weight, of which the shape counts"
+        ),
+    ] = "gaussian",
+    spacing_mm: Annotated[
+        float | None,
+        typer.Option(
+            help="between slice centres [mm], larger than the thickness leaves gaps; left out: the thickness",
+            show_default=False,
+        ),
+    ] = None,
+    offset_mm: Annotated[float, typer.Option(help="shift of the slices toward the far end of the axis [mm]")] = 0.0,
+    keep_thick: Annotated[
+        bool, typer.Option("--keep-thick", help="write the thick slices as they are; else on the image's own grid")
+    ] = False,
+) -> None:
+    """An image as a scanner with thicker slices would have seen it."""
+    from reperfuse.stages.degrade import degrade as run
+
+    run(
+        image,
+        out,
+        thickness_mm=thickness_mm,
+        axis=axis,
+        profile=profile,
+        spacing_mm=spacing_mm,
+        offset_mm=offset_mm,
+        keep_thick=keep_thick,
+    )
 
 
 # ---- what comes after -----------------------------------------------------------------------------------------------

@@ -71,7 +71,9 @@ def study_panels(
         for panel, drawing in zip(panels, drawings, strict=True):
             if panel == "score":
                 # All facets on one scale.
-                highest = curves[curves["metric"] == metric][["mean", "high"]].to_numpy(float, na_value=0).max(initial=0)
+                highest = (
+                    curves[curves["metric"] == metric][["mean", "high"]].to_numpy(float, na_value=0).max(initial=0)
+                )
                 _score_panel(drawing, here[here["metric"] == metric], metric, level_name, method, highest)
             elif panel == "volumes":
                 _volume_panel(drawing, here[here["method"] == method], volumes, level_name)
@@ -81,7 +83,8 @@ def study_panels(
             drawing.xaxis.set_major_locator(FixedLocator(levels))
             drawing.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
             drawing.set_xlabel(LEVEL_LABELS[level_name])
-        n = int(here.loc[here["metric"] == metric, "n"].max())
+        counts = here.loc[(here["metric"] == metric) & (here["n"] > 0), "n"].astype(int)
+        n = " to ".join(str(count) for count in dict.fromkeys((counts.min(), counts.max()))) if len(counts) else "0"
         figure.suptitle(
             f"{_what_happens(here, metric, level_name, method)}   ({facet_label(level_name, at)}, {n} subjects; bands: "
             "95 % interval of the mean)",
@@ -114,9 +117,7 @@ def _line(drawing: Axes, rows: pd.DataFrame, level_name: str, colour: str, dashe
     drawing.fill_between(x, *ends, color=colour, alpha=0.18 if strong else 0.09, linewidth=0)
 
 
-def _score_panel(
-    drawing: Axes, part: pd.DataFrame, metric: str, level_name: str, method: str, highest: float
-) -> None:
+def _score_panel(drawing: Axes, part: pd.DataFrame, metric: str, level_name: str, method: str, highest: float) -> None:
     for name, (colour, dashes) in method_styles(part["method"]).items():
         _line(drawing, part[part["method"] == name], level_name, colour, dashes, name == method)
     score_limits(drawing, metric)
@@ -127,9 +128,7 @@ def _score_panel(
     drawing.set_title(f"Mean {metric_label(metric)}", loc="left")
 
 
-def _volume_panel(
-    drawing: Axes, ours: pd.DataFrame, volumes: Sequence[tuple[str, str, str]], level_name: str
-) -> None:
+def _volume_panel(drawing: Axes, ours: pd.DataFrame, volumes: Sequence[tuple[str, str, str]], level_name: str) -> None:
     for metric, words, colour in volumes:
         part = ours[ours["metric"] == metric].sort_values(level_name)
         _line(drawing, part, level_name, colour, "-", strong=True)
@@ -177,5 +176,3 @@ def _in_words(here: pd.DataFrame, metric: str, level_name: str, at: Any, limits:
         words = ", ".join(f"{row['said']} at {row[level_name]:g}" for row in limits.to_dict("records"))
         text += f" Smallest lesion found in half the cases: {words}."
     return text
-
-

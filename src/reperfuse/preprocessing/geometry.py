@@ -13,13 +13,18 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage
-from scipy.interpolate import make_interp_spline
 
 from reperfuse.errors import InputError
 from reperfuse.imaging.volume import Volume
-
-FWHM_PER_SIGMA = 2.355
-"""Full width at half maximum of a Gaussian over its standard deviation, 2·sqrt(2·ln 2)."""
+from reperfuse.preprocessing.slices import (
+    INTERPOLATIONS,
+    first_centre,
+    linear_weights,
+    slice_centres,
+    slice_shape,
+    slice_weights,
+    snapped,
+)
 
 AXES = {"i": 0, "j": 1, "k": 2}
 
@@ -103,7 +108,7 @@ def resample(
             raise InputError(f"Spacing {spacing_mm} mm cannot be sampled: give positive millimetres.")
         ratio = new / old
         shape = tuple(max(1, int(np.round(n / r))) for n, r in zip(source_shape, ratio, strict=True))
-        first = [_first_centre(n, m, r) for n, m, r in zip(source_shape, shape, ratio, strict=True)]
+        first = [first_centre(n, m, r) for n, m, r in zip(source_shape, shape, ratio, strict=True)]
         affine = volume.affine @ nib.affines.from_matvec(np.diag(ratio), first)
     to_source = np.linalg.inv(volume.affine) @ affine
 
@@ -118,12 +123,12 @@ def resample(
 
     def blur(axis: int) -> NDArray[np.float64]:
         n = source_shape[axis]
-        return _slice_weights(np.arange(n), n, float(steps[axis]), "gaussian")
+        return slice_weights(np.arange(n), n, float(steps[axis]), "gaussian")
 
     if in_parallel and spline == 1:
         # Axis by axis a matrix, blur and interpolation in one: tens of times as fast as a spline at every voxel.
         for axis in np.argsort(steps)[::-1]:  # what shrinks most goes first
-            weights = _linear_weights(offset[axis] + matrix[axis, axis] * np.arange(shape[axis]), source_shape[axis])
+            weights = linear_weights(offset[axis] + matrix[axis, axis] * np.arange(shape[axis]), source_shape[axis])
             data = _along(weights @ blur(axis) if blurred[axis] else weights, data, axis)
         return _on_new_grid(volume, data, affine, to_source, source_shape, mask=mask, limited=like is not None)
 
@@ -192,7 +197,7 @@ def thick_slices(
     thickness_mm: float,
     axis: str = "k",
     *,
-    profile: str = "gaussian",
+    profile: str | ArrayLike = "gaussian",
     spacing_mm: float | None = None,
     offset_mm: float = 0.0,
     interpolation: str = "linear",
@@ -203,7 +208,8 @@ def thick_slices(
     A thick slice is the integral of the object over the slice profile. The source has been through slices of its own
     spacing T0 already, so only what it lacks is added: for a Gaussian profile of full width at half maximum T a blur of
     σ = sqrt(T² − T0²)/2.355 [mm] about the slice's centre; for a box, the mean over exactly T mm of the source taken as
-    constant within each voxel. T = T0 at spacing T0 changes nothing, bit for bit.
+    constant within each voxel; for a measured profile its shape, sqrt(T² − T0²) wide (variances add). T is the full
+    width at half maximum of every profile, and T = T0 at spacing T0 changes nothing, bit for bit.
 
     The stack covers the field of view and shares its centre: m = ceil((n·T0 − T)/spacing) + 1 slices, the centre of the
     first at ((n − 1)·T0 − (m − 1)·spacing)/2 from the centre of the first source voxel. Where slices reach over the
@@ -218,7 +224,8 @@ def thick_slices(
     axis
         Array axis "i", "j" or "k" along which slices become thick.
     profile
-        "gaussian" or "box".
+        "gaussian", "box", or a measured one: position along the axis, toward its far end, and weight, shape (N, 2).
+        Only its shape counts: see `slice_shape`.
     spacing_mm
         Distance between slice centres [mm]; the thickness when not given, larger leaves a gap, smaller overlaps.
     offset_mm
@@ -233,7 +240,7 @@ def thick_slices(
     Raises
     ------
     InputError
-        If the thickness is below the source spacing, or axis, profile or spacing make no sense.
+        If the thickness is below the source spacing, or axis, profile, spacing or offset make no sense.
 
     Examples
     --------
@@ -245,8 +252,9 @@ def thick_slices(
     """
     if axis not in AXES:
         raise InputError(f"Axis {axis!r} is unknown: give i, j or k.")
-    if profile not in ("gaussian", "box"):
-        raise InputError(f"Slice profile {profile!r} is unknown: give gaussian or box.")
+    if isinstance(profile, str) and profile not in ("gaussian", "box"):
+        raise InputError(f"Slice profile {profile!r} is unknown: give gaussian, box or a measured one.")
+    shape = profile if isinstance(profile, str) else slice_shape(profile)
     number = AXES[axis]
     n, source_mm = volume.data.shape[number], volume.spacing_mm[number]
     # Headers carry spacings as float32: 0.9999998 is 1.
@@ -258,19 +266,16 @@ def thick_slices(
             "ask for at least that."
         )
     spacing_mm = thickness_mm if spacing_mm is None else spacing_mm
-    if not (spacing_mm > 0 and np.isfinite(spacing_mm) and np.isfinite(thickness_mm)):
-        raise InputError(f"A slice spacing of {spacing_mm:g} mm cannot be sampled: give positive millimetres.")
-
-    thickness, step = _snap(thickness_mm / source_mm), _snap(spacing_mm / source_mm)
-    m = max(1, int(np.ceil((n - thickness) / step - 1e-6)) + 1)
-    first = _first_centre(n, m, step) + offset_mm / source_mm
+    centres = slice_centres(n, source_mm, thickness_mm, spacing_mm, offset_mm)
+    thickness, step, first = snapped(thickness_mm / source_mm), snapped(spacing_mm / source_mm), centres[0]
     data = np.asarray(volume.data, dtype=volume.data.dtype if volume.data.dtype == np.float64 else np.float32)
-    data = _along(_slice_weights(first + step * np.arange(m), n, thickness, profile), data, number)
+    data = _along(slice_weights(centres, n, thickness, shape), data, number)
     if keep_thick:
         offset, scale = np.zeros(3), np.ones(3)
         offset[number], scale[number] = first, step
         return replace(volume, data=data, affine=volume.affine @ nib.affines.from_matvec(np.diag(scale), offset))
-    return replace(volume, data=_along(INTERPOLATIONS[interpolation]((np.arange(n) - first) / step, m), data, number))
+    back = INTERPOLATIONS[interpolation]((np.arange(n) - first) / step, len(centres))
+    return replace(volume, data=_along(back, data, number))
 
 
 def resample_time(data: ArrayLike, frame_times_s: ArrayLike, new_times_s: ArrayLike) -> NDArray[Any]:
@@ -305,71 +310,7 @@ def resample_time(data: ArrayLike, frame_times_s: ArrayLike, new_times_s: ArrayL
         raise InputError("Frame times must increase and number as many as the frames: check the series' times.")
     places = np.interp(np.asarray(new_times_s, dtype=float), times, np.arange(times.size))
     data = np.asarray(data, dtype=data.dtype if data.dtype == np.float64 else np.float32)
-    return data @ _linear_weights(places, times.size).T.astype(data.dtype)
-
-
-def _first_centre(n: int, m: int, step: float) -> float:
-    """Position of the first of `m` samples `step` apart that share the centre of `n` voxels [voxels]."""
-    return ((n - 1) - (m - 1) * step) / 2
-
-
-def _snap(ratio: float) -> float:
-    """The ratio, or the whole number that header rounding moved it from."""
-    return float(round(ratio)) if abs(ratio - round(ratio)) < 1e-4 else float(ratio)
-
-
-def _linear_weights(positions: NDArray[Any], n: int) -> NDArray[np.float64]:
-    """Matrix (m, n) that reads n samples at m positions by linear interpolation, ends held."""
-    positions = np.clip(positions, 0, n - 1)
-    low = np.minimum(positions.astype(int), max(n - 2, 0))
-    weights = np.zeros((len(positions), n))
-    rows = np.arange(len(positions))
-    weights[rows, low] = 1 - (positions - low)
-    if n > 1:
-        weights[rows, low + 1] = positions - low
-    return weights
-
-
-def _nearest_weights(positions: NDArray[Any], n: int) -> NDArray[np.float64]:
-    """Matrix (m, n) that reads the nearest of n samples at m positions; of two as near the later one."""
-    return np.eye(n)[np.clip(np.floor(positions + 0.5).astype(int), 0, n - 1)]
-
-
-def _cubic_weights(positions: NDArray[Any], n: int) -> NDArray[np.float64]:
-    """Matrix (m, n) of the cubic spline through n samples, not-a-knot, at m positions; ends held."""
-    if n < 4:  # too few for a cubic
-        return _linear_weights(positions, n)
-    return np.asarray(make_interp_spline(np.arange(n), np.eye(n), k=3)(np.clip(positions, 0, n - 1)))
-
-
-INTERPOLATIONS = {"linear": _linear_weights, "nearest": _nearest_weights, "cubic": _cubic_weights}
-"""Name to the matrix that reads samples between their places."""
-
-
-def _slice_weights(positions: NDArray[Any], n: int, thickness: float, profile: str) -> NDArray[np.float64]:
-    """Matrix (m, n) of the slices centred at `positions`; every row sums to 1. All lengths in source voxels."""
-    if profile == "box":
-        reach = int(np.ceil(thickness / 2)) + 1
-        offsets = np.arange(-reach, reach + 2)
-        centre = (positions - np.floor(positions))[:, None]
-        low, high = centre - thickness / 2, centre + thickness / 2
-        rows = np.clip(np.minimum(high, offsets + 0.5) - np.maximum(low, offsets - 0.5), 0, None)
-    else:
-        variance = max(thickness**2 - 1, 0) / FWHM_PER_SIGMA**2
-        reach = int(np.ceil(4 * np.sqrt(variance))) + 1
-        offsets = np.arange(-reach, reach + 2)
-        # Between two voxels: a Gaussian about each of them, mixed by distance, so that the first moment is the slice's
-        # centre; less the f(1 − f) that mixing adds, so that the variance is σ². As σ → 0 this is linear interpolation.
-        f = (positions - np.floor(positions))[:, None]
-        own = np.maximum(variance - f * (1 - f), 1e-12)
-        here, there = (np.exp(-((offsets - c) ** 2) / (2 * own)) for c in (0, 1))
-        rows = (1 - f) * here / here.sum(1, keepdims=True) + f * there / there.sum(1, keepdims=True)
-    rows /= rows.sum(1, keepdims=True)
-    columns = (np.floor(positions).astype(int)[:, None] + offsets) % (2 * n)
-    columns = np.where(columns < n, columns, 2 * n - 1 - columns)  # mirrored at the voxel's outer face
-    weights = np.zeros((len(positions), n))
-    np.add.at(weights, (np.arange(len(positions))[:, None], columns), rows)
-    return weights
+    return data @ linear_weights(places, times.size).T.astype(data.dtype)
 
 
 def _along(weights: NDArray[np.float64], data: NDArray[Any], axis: int) -> NDArray[Any]:

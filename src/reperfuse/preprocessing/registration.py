@@ -20,7 +20,8 @@ from scipy.spatial.transform import Rotation
 from reperfuse.errors import InputError
 from reperfuse.imaging.volume import Volume
 from reperfuse.preprocessing.brain import threshold_mask
-from reperfuse.preprocessing.geometry import FWHM_PER_SIGMA, resample
+from reperfuse.preprocessing.geometry import resample
+from reperfuse.preprocessing.slices import FWHM_PER_SIGMA
 
 UNIT_MM = 60.0
 """Unit of length of the search [mm], about the root mean square radius of a brain: a step of 0.01 is then about as far

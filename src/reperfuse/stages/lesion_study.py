@@ -10,6 +10,7 @@ from reperfuse.imaging.volume import Volume
 from reperfuse.params import LesionParams
 from reperfuse.preprocessing.geometry import AXES, reorient, thick_slices
 from reperfuse.stages.assessment import Case
+from reperfuse.stages.degrade import named_profile
 from reperfuse.stages.lesion_input import Scan
 from reperfuse.stages.study import Study
 
@@ -24,7 +25,7 @@ def slice_study(settings: LesionParams, seed: int) -> Study:
     levels = {first: tuple(sorted(asked.thickness_mm))}
     aside = asked.other_axes_mm or asked.thickness_mm
     levels |= {axis: tuple(sorted({min(asked.thickness_mm), *aside})) for axis in others}
-    how: dict[str, Any] = {"profile": asked.profile, "interpolation": asked.interpolation}
+    how: dict[str, Any] = {"profile": named_profile(asked.profile), "interpolation": asked.interpolation}
 
     def spacing(thickness: float) -> float:
         return thickness + asked.gap_mm

@@ -18,12 +18,13 @@ from rich.progress import track
 
 from reperfuse import tracking
 from reperfuse.errors import InputError
-from reperfuse.evaluation import figures
 from reperfuse.evaluation.detection import detection_limit
+from reperfuse.evaluation.figures import facet_label
 from reperfuse.evaluation.hypotheses import hypothesis_tests
 from reperfuse.evaluation.metrics import THICK_GRID
 from reperfuse.evaluation.resolution import (
     FACETS,
+    LESIONS,
     Levels,
     curve,
     facet_name,
@@ -34,6 +35,7 @@ from reperfuse.evaluation.resolution import (
     subject_rows,
     whole_facets,
 )
+from reperfuse.evaluation.study_figure import study_panels
 from reperfuse.evaluation.summary import MODEL
 from reperfuse.files import read_json, write_json, write_text
 from reperfuse.imaging.volume import Volume
@@ -69,6 +71,10 @@ class Study:
     """Where a prediction and its truth are scored a second time (`THICK_GRID`)."""
 
 
+TABLES = ("scores", "curve", "hypotheses", "sizes", "lesions", "detection")
+"""What a study writes, each as a CSV file; the last two for an arm with lesions."""
+
+
 @dataclass(frozen=True)
 class StudyTables:
     """What a study found."""
@@ -78,22 +84,15 @@ class StudyTables:
     hypotheses: pd.DataFrame
     sizes: pd.DataFrame
     """The main scores by class of true volume."""
-    lesions: pd.DataFrame
-    """Each true lesion at each level; empty where the arm has none."""
-    detection: pd.DataFrame
+    lesions: pd.DataFrame | None
+    """Each true lesion at each level; None where the arm has none."""
+    detection: pd.DataFrame | None
     scalars: dict[str, float]
 
     def named(self) -> dict[str, pd.DataFrame]:
-        """File name without its ending → table, those with rows."""
-        tables = {
-            "scores": self.scores,
-            "curve": self.curve,
-            "hypotheses": self.hypotheses,
-            "sizes": self.sizes,
-            "lesions": self.lesions,
-            "detection": self.detection,
-        }
-        return {name: table for name, table in tables.items() if name in ("scores", "curve") or len(table)}
+        """File name without its ending → table."""
+        tables = {name: getattr(self, name) for name in TABLES}
+        return {name: table for name, table in tables.items() if table is not None}
 
 
 def resolution_arm(
@@ -260,7 +259,7 @@ def _left_out(who: str, level_name: str, asked: Levels, reached: Levels) -> list
     of_facet: dict[str, list[str]] = {}
     for facet, levels in missing.items():
         if levels:
-            of_facet.setdefault(", ".join(levels), []).append(figures.facet_label(level_name, facet))
+            of_facet.setdefault(", ".join(levels), []).append(facet_label(level_name, facet))
     said = [f"{level_name} {levels} at {', '.join(names)}" for levels, names in of_facet.items()]
     return [f"{who}: left out {' and '.join(said)}, which its own acquisition is not finer than."] if said else []
 
@@ -271,9 +270,9 @@ def study_tables(
 ) -> StudyTables:
     """Every table of a study from the rows of its subjects."""
     seed = int(asked.bootstrap["seed"])
-    scores, lesions = (make(rows, level_name=level_name) for make in (study_table, lesion_table))
-    detection = pd.DataFrame()
-    if len(lesions):
+    scores, lesions, detection = study_table(rows, level_name=level_name), None, None
+    if any(LESIONS in row for row in rows):
+        lesions = lesion_table(rows, level_name=level_name)
         detection = detection_limit(lesions, level_name=level_name, samples=asked.bootstrap["samples"], seed=seed)
     return StudyTables(
         scores=scores,
@@ -311,11 +310,13 @@ def study_page(tables: StudyTables, asked: Assessment, level_name: str, model: s
     """The study in words, Markdown: the verdict on each hypothesis, then the smallest lesions still found."""
     lines = [f"# Resolution study of {model or 'the model of the pipeline'}, {asked.arm} arm", ""]
     for facet, part in tables.hypotheses.groupby(FACETS[level_name], sort=False):
-        lines += [f"## {figures.facet_label(level_name, facet).capitalize()}", ""]
+        lines += [f"## {facet_label(level_name, facet).capitalize()}", ""]
         lines += [f"- {sentence}" for sentence in part["sentence"]] + [""]
-    ours = tables.detection[tables.detection["method"] == MODEL] if len(tables.detection) else tables.detection
-    for facet, part in ours.groupby(FACETS[level_name], sort=False) if len(ours) else ():
-        lines += [f"## Smallest lesion still found in half the cases, {figures.facet_label(level_name, facet)}", ""]
+    if tables.detection is None:
+        return "\n".join(lines)
+    ours = tables.detection[tables.detection["method"] == MODEL]
+    for facet, part in ours.groupby(FACETS[level_name], sort=False):
+        lines += [f"## Smallest lesion still found in half the cases, {facet_label(level_name, facet)}", ""]
         lines += [f"- {row[level_name]:g}: {row['said']}" for row in part.to_dict("records")] + [""]
     return "\n".join(lines)
 
@@ -327,7 +328,7 @@ def log_study(run: tracking.Run, tables: StudyTables, metric: str, level_name: s
     for name, table in tables.named().items():
         run.log_table(table, RESOLUTION_TABLE if name == "scores" else f"tables/resolution_{name}.csv")
     for value in tables.scores[FACETS[level_name]].unique():
-        figure = figures.score_curve(tables.curve, metric, level_name=level_name, at=value)
+        figure = study_panels(tables.curve, metric, level_name=level_name, at=value, detection=tables.detection)
         run.log_figure(figure, f"figures/resolution_{facet_name(level_name, value)}.png")
 
 

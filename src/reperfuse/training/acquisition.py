@@ -15,7 +15,8 @@ from monai.data.meta_tensor import MetaTensor
 from monai.transforms.spatial.array import RandSimulateLowResolution
 
 from reperfuse.imaging.volume import Volume
-from reperfuse.preprocessing.geometry import AXES, FWHM_PER_SIGMA, thick_slices
+from reperfuse.preprocessing.geometry import AXES, thick_slices
+from reperfuse.preprocessing.slices import FWHM_PER_SIGMA
 
 THICKEST_MM = 10.0
 """Largest thickness of `slices` [mm]: the clinic's end of the question. The smallest is 1, research's; what is below a
