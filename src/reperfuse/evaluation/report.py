@@ -19,13 +19,16 @@ from reperfuse.evaluation.summary import MODEL, compare_methods, metric_columns,
 from reperfuse.evaluation.tables import (
     cohort_table,
     comparison_table,
+    detection_table,
     first,
     fold_table,
+    hypothesis_table,
     number,
     pairs_table,
     resolution_tables,
     score_of,
     score_table,
+    size_table,
     strata_table,
     subject_table,
     validation_table,
@@ -95,6 +98,9 @@ def render_report(
     trials: pd.DataFrame | None = None,
     chosen: Mapping[str, Any] | None = None,
     resolution: pd.DataFrame | None = None,
+    hypotheses: pd.DataFrame | None = None,
+    sizes: pd.DataFrame | None = None,
+    detection: pd.DataFrame | None = None,
     headline: Sequence[str] = (),
     notes: Sequence[str] = (),
     seed: int = 0,
@@ -132,6 +138,12 @@ def render_report(
         The parameters the final training used.
     resolution
         Table of `resolution.resolution_study`.
+    hypotheses
+        Table of `hypotheses.hypothesis_tests`: its sentences and verdicts.
+    sizes
+        Table of `resolution.size_curve`.
+    detection
+        Table of `detection.detection_limit`.
     headline
         Scores that the page begins with, each followed through the resolution study; methods are compared by the
         first. By default those of the arm, of which the first alone is followed.
@@ -199,10 +211,25 @@ def render_report(
         difference_sentence=""
         if resolution is None
         else _difference_sentence(resolution, headline[0], words["level_name"], words["against"], seed),
+        findings=[] if hypotheses is None else list(hypotheses["sentence"]),
+        study_tables=[
+            make(found)
+            for found, make in (
+                (hypotheses, lambda found: hypothesis_table(found, words["level_name"])),
+                (sizes, lambda found: size_table(found, metric_of(found), words["level_name"])),
+                (detection, lambda found: detection_table(found, words["level_name"])),
+            )
+            if found is not None and len(found)
+        ],
         meanings=_meanings(metrics, words),
         lineage_table=pairs_table("What produced this page", lineage),
     )
     write_text(path, page)
+
+
+def metric_of(sizes: pd.DataFrame) -> str:
+    """The score that a table of `resolution.size_curve` follows."""
+    return str(sizes["metric"].iloc[0])
 
 
 def image_uri(figure: Figure) -> str:

@@ -274,6 +274,73 @@ def resolution_tables(
     return tables
 
 
+def hypothesis_table(tests: pd.DataFrame, level_name: str) -> Table:
+    """The rows of `hypotheses.hypothesis_tests`: from finest to coarsest, with what the test says."""
+    facet = study.FACETS[level_name]
+    rows = []
+    for row in tests.to_dict("records"):
+        metric = str(row["metric"])
+        record = {str(key): value for key, value in row.items()}
+        rows.append(
+            [
+                facet_label(level_name, row[facet]),
+                metric_label(metric),
+                f"{number(row['mean_finest'], metric)} → {number(row['mean_coarsest'], metric)}",
+                with_interval(record, metric, "mean_difference"),
+                number(row["effect_size"]),
+                p_value(row["p_adjusted"]),
+                f"{row['n']:.0f}",
+                str(row["verdict"]),
+            ]
+        )
+    ends = f"{tests['finest'].min():g} to {tests['coarsest'].max():g} {level_name.rsplit('_', 1)[-1]}"
+    return {
+        "caption": f"Expectations about coarser acquisitions, from {ends}: the model, paired per subject",
+        "columns": ["Setting", "Score", "Mean", "Change (95 % interval)", "Effect size", "p, adjusted", "n", "Verdict"],
+        "rows": rows,
+        "text": [1, 7],
+        "strong": 7,
+    }
+
+
+def size_table(curves: pd.DataFrame, metric: str, level_name: str) -> Table:
+    """The model's rows of `resolution.size_curve` in its first facet: classes of volume down, levels across."""
+    facet = study.FACETS[level_name]
+    ours = curves[(curves["method"] == MODEL) & (curves["metric"] == metric)]
+    value = ours[facet].iloc[0]
+    ours = ours[ours[facet] == value]
+    levels = sorted(ours[level_name].unique())
+    rows = []
+    for stratum, part in ours.groupby("stratum", sort=False):
+        cells = [first(part[part[level_name] == level]) for level in levels]
+        rows.append(
+            [str(stratum), *(with_interval(cell, metric) if cell else "–" for cell in cells), f"{part['n'].max()}"]
+        )
+    unit = level_name.rsplit("_", 1)[-1]
+    return {
+        "caption": f"{metric_label(metric)} of the model by true volume, {facet_label(level_name, value)}: mean "
+        "(95 % interval). Small strata raise questions only",
+        "columns": ["True volume", *(f"{level:g} {unit}" for level in levels), "n"],
+        "rows": rows,
+    }
+
+
+def detection_table(limits: pd.DataFrame, level_name: str) -> Table:
+    """The rows of `detection.detection_limit`: levels down, methods across, in words."""
+    facet = study.FACETS[level_name]
+    methods = model_first(limits["method"].unique())
+    rows = []
+    for (value, level), part in limits.groupby([facet, level_name], sort=False):
+        said = [first(part[part["method"] == method]).get("said", "–") for method in methods]
+        rows.append([facet_label(level_name, value), f"{level:g}", *said])
+    return {
+        "caption": "The smallest lesion still found in half the cases: any voxel of it marked counts as found",
+        "columns": ["Setting", LEVEL_LABELS[level_name], *map(method_label, methods)],
+        "rows": rows,
+        "text": [*range(2, 2 + len(methods))],
+    }
+
+
 def _of_some(row: Mapping[str, Any], metric: str, n_all: int) -> str:
     """A mean with its interval, and of how many where that is not everyone."""
     if not row:

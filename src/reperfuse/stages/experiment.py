@@ -22,6 +22,7 @@ from reperfuse.stages.presets import (
     read_preset,
     set_param_words,
 )
+from reperfuse.stages.scores import STUDY_TABLES
 from reperfuse.stages.searched import name_among_rivals, trials_of
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ TUNED = ("trials.csv", "baselines.csv", "best.json", "validation.csv")
 HELD_OUT = ("summary.csv", "scores.csv", "metrics.json")
 """Files of the evaluate stage that are brought; its predictions stay in DVC."""
 
-STUDIED = ("curve.csv", "scores.csv", "metrics.json")
+STUDIED = (*(f"{name}.csv" for name in STUDY_TABLES), "metrics.json", "study.md")
 """Files of the resolution stage that are brought."""
 
 

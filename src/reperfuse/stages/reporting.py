@@ -10,7 +10,8 @@ from reperfuse import tracking
 from reperfuse.evaluation import figures
 from reperfuse.evaluation.metrics import METRICS
 from reperfuse.evaluation.report import render_report
-from reperfuse.evaluation.resolution import FACETS, curve, facet_name
+from reperfuse.evaluation.resolution import FACETS, facet_name
+from reperfuse.evaluation.study_figure import study_panels
 from reperfuse.evaluation.summary import MODEL, ranked_subjects
 from reperfuse.evaluation.tables import COLUMN_LABELS
 from reperfuse.evaluation.trials import known_metrics
@@ -19,6 +20,7 @@ from reperfuse.imaging.volume import load_volume
 from reperfuse.params import Report
 from reperfuse.stages import layout
 from reperfuse.stages.processed import read_cohort, read_table
+from reperfuse.stages.scores import STUDY_TABLES
 from reperfuse.stages.searched import name_among_rivals, trials_of, what_was_chosen
 
 Overlay = Callable[[str, Mapping[str, np.ndarray], str, Mapping[str, str]], Figure]
@@ -61,7 +63,12 @@ def report_arm(
     results = layout.results(arm)
     cohort, folds = read_cohort(arm), read_table(layout.folds_csv(arm), arm)
     scores = read_table(results / "evaluate" / "scores.csv", arm)
-    study = read_table(results / "resolution" / "scores.csv", arm)
+    study = {
+        name: read_table(results / "resolution" / f"{name}.csv", arm)
+        for name in STUDY_TABLES
+        if (results / "resolution" / f"{name}.csv").exists()
+    }
+    resolution = study["scores"]
     validation = read_table(results / "tune" / "validation.csv", arm)
     history = read_table(layout.models(arm) / "history.csv", arm)
     best = read_json(layout.best_json(arm))
@@ -89,10 +96,11 @@ def report_arm(
                 for method, value in shown.items()
             },
         )
-    curves = curve(study, level_name=level_name, seed=int(bootstrap["seed"]))
-    for value in study[FACETS[level_name]].unique():
+    for value in resolution[FACETS[level_name]].unique():
         name = value if isinstance(value, str) else facet_name(level_name, value)
-        page[f"resolution {name}"] = figures.score_curve(curves, metric, level_name=level_name, at=value)
+        page[f"resolution {name}"] = study_panels(
+            study["curve"], metric, level_name=level_name, at=value, detection=study.get("detection")
+        )
     path = layout.report(arm)
     render_report(
         path,
@@ -107,7 +115,10 @@ def report_arm(
         cross_validation=validation,
         trials=trials_of(results / "tune", searched=list(best["overrides"]), lead=headline),
         chosen=record["params"],
-        resolution=study,
+        resolution=resolution,
+        hypotheses=study["hypotheses"],
+        sizes=study["sizes"],
+        detection=study.get("detection"),
         headline=headline,
         notes=[what_was_chosen(best)],
         seed=int(bootstrap["seed"]),

@@ -8,6 +8,9 @@ SCORES_TABLE = "tables/scores.csv"
 RESOLUTION_TABLE = "tables/resolution_scores.csv"
 """Artifact of a run that holds the scores of its resolution study, for the same purpose."""
 
+STUDY_TABLES = ("scores", "curve", "hypotheses", "sizes", "lesions", "detection")
+"""What a resolution study writes, each as a CSV file; the last two for an arm with lesions."""
+
 
 def logged_names(flat: Mapping[str, float]) -> dict[str, float]:
     """Names under which MLflow groups the hold-out: `holdout/dice`, `baseline/empty/dice`, `rival/unet3d/dice`.

@@ -42,7 +42,7 @@ from reperfuse.imaging.volume import Volume
 from reperfuse.stages import layout
 from reperfuse.stages.assessment import Assessment, Case, Predict, holdout
 from reperfuse.stages.processed import read_cohort, write_table
-from reperfuse.stages.scores import RESOLUTION_TABLE
+from reperfuse.stages.scores import RESOLUTION_TABLE, STUDY_TABLES
 from reperfuse.stages.state import resumable
 
 OnCoarseGrid = Callable[[np.ndarray, Case, float, Any], tuple[np.ndarray, Case] | None]
@@ -71,10 +71,6 @@ class Study:
     """Where a prediction and its truth are scored a second time (`THICK_GRID`)."""
 
 
-TABLES = ("scores", "curve", "hypotheses", "sizes", "lesions", "detection")
-"""What a study writes, each as a CSV file; the last two for an arm with lesions."""
-
-
 @dataclass(frozen=True)
 class StudyTables:
     """What a study found."""
@@ -91,7 +87,7 @@ class StudyTables:
 
     def named(self) -> dict[str, pd.DataFrame]:
         """File name without its ending → table."""
-        tables = {name: getattr(self, name) for name in TABLES}
+        tables = {name: getattr(self, name) for name in STUDY_TABLES}
         return {name: table for name, table in tables.items() if table is not None}
 
 
