@@ -126,7 +126,7 @@ def resample(
         return slice_weights(np.arange(n), n, float(steps[axis]), "gaussian")
 
     if in_parallel and spline == 1:
-        # Axis by axis a matrix, blur and interpolation in one: tens of times as fast as a spline at every voxel.
+        # Axis by axis a matrix, blur and interpolation in one: several times as fast as filters and a spline.
         for axis in np.argsort(steps)[::-1]:  # what shrinks most goes first
             weights = linear_weights(offset[axis] + matrix[axis, axis] * np.arange(shape[axis]), source_shape[axis])
             data = _along(weights @ blur(axis) if blurred[axis] else weights, data, axis)
@@ -317,8 +317,13 @@ def _along(weights: NDArray[np.float64], data: NDArray[Any], axis: int) -> NDArr
     """The matrix applied along one axis."""
     if weights.shape[0] == weights.shape[1] and np.array_equal(weights, np.eye(len(weights))):
         return np.array(data)
-    product = np.tensordot(weights.astype(data.dtype), data, axes=(1, axis))
-    return np.ascontiguousarray(np.moveaxis(product, 0, axis))
+    weights, (before, after) = weights.astype(data.dtype), (data.shape[:axis], data.shape[axis + 1 :])
+    # No axis is moved: turning a volume in memory takes longer than the product.
+    if after:
+        product = weights @ data.reshape(int(np.prod(before)), data.shape[axis], -1)
+    else:
+        product = data.reshape(-1, data.shape[axis]) @ weights.T
+    return product.reshape(*before, len(weights), *after)
 
 
 def _inside(
@@ -328,6 +333,7 @@ def _inside(
     grid = np.ogrid[tuple(slice(n) for n in shape)]
     inside = np.ones(tuple(shape), dtype=bool)
     for row, n in zip(to_source[:3], source_shape, strict=True):
-        place = sum(c * g for c, g in zip(row[:3], grid, strict=True)) + row[3]
+        # Where the grids are in parallel each source axis is a matter of one axis of the new grid.
+        place = sum((c * g for c, g in zip(row[:3], grid, strict=True) if c != 0), start=row[3])
         inside &= (place > -0.5 - slack) & (place < n - 0.5 + slack)
     return inside
