@@ -30,6 +30,10 @@ STRATA = {"lesion_volume_ml": "Volume", "centre": "Centre"}
 """What a stratum is a class of, before its name."""
 
 
+COUNTS = ("lesion_count_difference", "missed_lesions", "invented_lesions", "missed_lesions_thick")
+"""Scores that count lesions, whose mean has one decimal."""
+
+
 def number(value: Any, metric: str = "") -> str:
     """A number as the tables show it; a dash when it is undefined.
 
@@ -39,7 +43,7 @@ def number(value: Any, metric: str = "") -> str:
     if value is None or not np.isfinite(value):
         return "–"
     note = METRICS.get(metric)
-    digits = 1 if metric == "lesion_count_difference" else 2 if note is None or note.unit else 3
+    digits = 1 if metric in COUNTS else 2 if note is None or note.unit else 3
     # Adding 0 turns the −0.00 that rounding leaves into 0.00.
     return f"{round(value, digits) + 0.0:.{digits}f}".replace("-", "−")
 
