@@ -63,6 +63,17 @@ def test_lesions_found_from_a_volume_on_have_a_limit_between_the_last_missed_and
     assert row["low"] <= row["volume_ml"] <= row["high"]
 
 
+def test_a_few_volumes_far_from_all_others_do_not_keep_the_fit_from_its_maximum():
+    rng = np.random.default_rng(0)
+    for _ in range(60):
+        z = np.clip(rng.standard_t(1.5, 30), -12, 12)
+        found = z > rng.normal(size=30)
+        row = detection_limit(table(10**z, found), samples=60).iloc[0]
+        peer = LogisticRegression(C=SLOPE_SD**2, tol=1e-10, max_iter=5000).fit((z - z.mean())[:, None] / z.std(), found)
+        expected = z.mean() - z.std() * peer.intercept_[0] / peer.coef_[0, 0]
+        assert np.log10(row["volume_ml"]) == pytest.approx(expected, abs=1e-4)
+
+
 @given(
     st.lists(st.tuples(st.floats(1e-3, 500), st.booleans(), st.integers(0, 5)), min_size=1, max_size=25),
     st.floats(0.1, 10),
