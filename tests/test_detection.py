@@ -132,12 +132,22 @@ def test_the_interval_counts_subjects_and_not_their_lesions():
     assert np.isnan(alone["low"]) and np.isnan(alone["high"]) and "interval" not in alone["said"]
 
 
+@pytest.mark.parametrize(
+    ("found", "open_end", "other"), [([0] * 8 + [1] * 2, "high", "low"), ([0, 0] + [1] * 8, "low", "high")]
+)
+def test_resamples_that_find_nothing_or_everything_open_one_end_and_not_the_other(found, open_end, other):
+    row = detection_limit(table(np.logspace(-1, 1, 10), found), samples=500).iloc[0]
+    # 0.8^10, 11 % of the resamples, draw none of the two.
+    assert np.isnan(row[open_end]) and not np.isnan(row[other])
+
+
 def test_every_method_facet_and_level_has_a_limit_of_its_own_whatever_else_is_in_the_table():
     rng = np.random.default_rng(3)
     places = [{"method": m, "axis": a, "thickness_mm": t} for m in ("model", "peer") for a in "ij" for t in (1.0, 5.0)]
     parts = [simulated(rng, 1 + n, **place) for n, place in enumerate(places)]
     limits = detection_limit(pd.concat(parts), samples=50)
     assert limits[["method", "axis", "thickness_mm"]].to_dict("records") == places
+    assert list(limits)[:6] == ["method", "axis", "thickness_mm", "volume_ml", "low", "high"]
     alone = pd.concat([detection_limit(part, samples=50) for part in parts], ignore_index=True)
     pd.testing.assert_frame_equal(limits, alone)
     assert detection_limit(pd.concat(parts).iloc[:0]).empty
