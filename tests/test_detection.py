@@ -63,6 +63,17 @@ def test_lesions_found_from_a_volume_on_have_a_limit_between_the_last_missed_and
     assert row["low"] <= row["volume_ml"] <= row["high"]
 
 
+def test_a_few_volumes_far_from_all_others_do_not_keep_the_fit_from_its_maximum():
+    rng = np.random.default_rng(0)
+    for _ in range(60):
+        z = np.clip(rng.standard_t(1.5, 30), -12, 12)
+        found = z > rng.normal(size=30)
+        row = detection_limit(table(10**z, found), samples=60).iloc[0]
+        peer = LogisticRegression(C=SLOPE_SD**2, tol=1e-10, max_iter=5000).fit((z - z.mean())[:, None] / z.std(), found)
+        expected = z.mean() - z.std() * peer.intercept_[0] / peer.coef_[0, 0]
+        assert np.log10(row["volume_ml"]) == pytest.approx(expected, abs=1e-4)
+
+
 @given(
     st.lists(st.tuples(st.floats(1e-3, 500), st.booleans(), st.integers(0, 5)), min_size=1, max_size=25),
     st.floats(0.1, 10),
@@ -121,12 +132,22 @@ def test_the_interval_counts_subjects_and_not_their_lesions():
     assert np.isnan(alone["low"]) and np.isnan(alone["high"]) and "interval" not in alone["said"]
 
 
+@pytest.mark.parametrize(
+    ("found", "open_end", "other"), [([0] * 8 + [1] * 2, "high", "low"), ([0, 0] + [1] * 8, "low", "high")]
+)
+def test_resamples_that_find_nothing_or_everything_open_one_end_and_not_the_other(found, open_end, other):
+    row = detection_limit(table(np.logspace(-1, 1, 10), found), samples=500).iloc[0]
+    # 0.8^10, 11 % of the resamples, draw none of the two.
+    assert np.isnan(row[open_end]) and not np.isnan(row[other])
+
+
 def test_every_method_facet_and_level_has_a_limit_of_its_own_whatever_else_is_in_the_table():
     rng = np.random.default_rng(3)
     places = [{"method": m, "axis": a, "thickness_mm": t} for m in ("model", "peer") for a in "ij" for t in (1.0, 5.0)]
     parts = [simulated(rng, 1 + n, **place) for n, place in enumerate(places)]
     limits = detection_limit(pd.concat(parts), samples=50)
     assert limits[["method", "axis", "thickness_mm"]].to_dict("records") == places
+    assert list(limits)[:6] == ["method", "axis", "thickness_mm", "volume_ml", "low", "high"]
     alone = pd.concat([detection_limit(part, samples=50) for part in parts], ignore_index=True)
     pd.testing.assert_frame_equal(limits, alone)
     assert detection_limit(pd.concat(parts).iloc[:0]).empty

@@ -18,10 +18,8 @@ SLOPE_SD = 5.0
 slope 5, 90 % of lesions one standard deviation above the limit and more are found), it decides nothing but where all
 lesions above a volume are found and none below, for which the likelihood has no maximum."""
 
-NEWTON_STEPS = 100
+NEWTON_STEPS = 200
 NEWTON_TOLERANCE = 1e-7
-LARGEST_STEP = 2.0
-"""Of one of Newton's steps, in either coefficient: where the curve is saturated a whole step lands far off."""
 
 _COLUMNS = ["volume_ml", "low", "high", "n_lesions", "n_subjects"]
 
@@ -144,28 +142,36 @@ def _crossings(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Coefficients (a, b), shape (S, 2), and crossing of one half, shape (S,), of S weighted logistic curves at once.
 
-    Newton's method on the penalised likelihood of each row of `weights`, shape (S, L), from `start`. The crossing is
-    −∞ where all lesions with a weight are found, ∞ where none is, and NaN where the curve does not rise.
+    Newton's method with halved steps on the penalised likelihood of each row of `weights`, shape (S, L), from `start`.
+    The crossing is −∞ where all lesions with a weight are found, ∞ where none is, and NaN where the curve does not
+    rise.
     """
-    coefficients = np.broadcast_to(start, (len(weights), 2)).copy()
     n_found, n_drawn = weights @ found, weights.sum(axis=1)
     mixed = (n_found > 0) & (n_found < n_drawn)
     powers = np.stack([np.ones_like(z), z, z * z], axis=1)
+    coefficients = np.broadcast_to(start, (len(weights), 2)).copy()
+    steps, heights = np.zeros_like(coefficients), np.full(len(weights), -np.inf)
     active = np.flatnonzero(mixed)
     for _ in range(NEWTON_STEPS):
         if not active.size:
             break
-        a, b = coefficients[active].T
-        weight = weights[active]
-        expected = special.expit(a[:, None] + b[:, None] * z)
-        slope = (weight * (found - expected)) @ powers[:, :2] - np.stack([0 * b, b / SLOPE_SD**2], axis=1)
+        tried = coefficients[active] + steps[active]
+        a, b = tried.T
+        weight, line = weights[active], a[:, None] + b[:, None] * z
+        height = np.sum(weight * (found * line + special.log_expit(-line)), axis=1) - (b / SLOPE_SD) ** 2 / 2
+        # Where the curve is saturated a whole step lands beyond the maximum, and is halved until it climbs.
+        climbs = height >= heights[active] - 1e-12 * np.abs(height)
+        steps[active[~climbs]] /= 2
+        climbed = active[climbs]
+        coefficients[climbed], heights[climbed] = tried[climbs], height[climbs]
+        a, b, weight, expected = a[climbs], b[climbs], weight[climbs], special.expit(line[climbs])
+        slope_a, slope_b = ((weight * (found - expected)) @ powers[:, :2]).T
+        slope_b = slope_b - b / SLOPE_SD**2
         h0, h1, h2 = ((weight * (expected * (1 - expected))) @ powers).T
         h2 = h2 + 1 / SLOPE_SD**2
-        determinant = h0 * h2 - h1 * h1
-        step = np.stack([h2 * slope[:, 0] - h1 * slope[:, 1], h0 * slope[:, 1] - h1 * slope[:, 0]], axis=1)
-        step = np.clip(step / determinant[:, None], -LARGEST_STEP, LARGEST_STEP)
-        coefficients[active] += step
-        active = active[np.abs(step).max(axis=1) > NEWTON_TOLERANCE]
+        towards = np.stack([h2 * slope_a - h1 * slope_b, h0 * slope_b - h1 * slope_a], axis=1)
+        steps[climbed] = towards / (h0 * h2 - h1 * h1)[:, None]
+        active = active[np.abs(steps[active]).max(axis=1) > NEWTON_TOLERANCE]
     if active.size:
         raise ArithmeticError(f"{active.size} of {len(weights)} detection curves did not converge")
     rises = mixed & (coefficients[:, 1] > 1e-9)
