@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage, stats
 
-from reperfuse.evaluation.hypotheses import EXACT_PAIRS, HYPOTHESES, holm, hypothesis_tests, signed_rank
+from reperfuse.evaluation.hypotheses import HYPOTHESES, hypothesis_tests
 from reperfuse.evaluation.metrics import METRICS, lesion_scores, tmax_scores
+from reperfuse.evaluation.paired import EXACT_PAIRS, holm, signed_rank
 from reperfuse.evaluation.resolution import FACETS
 
 TIED = st.lists(st.integers(-4, 4), min_size=1, max_size=9)

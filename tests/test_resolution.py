@@ -124,7 +124,7 @@ def test_columns_of_the_lesion_arm_are_what_others_read():
     statistics = ["metric", "mean", "median", "low", "high", "n"]
     assert list(curve(table).columns) == ["method", "axis", "thickness_mm", *statistics]
     comparison = ["mean_difference", "low", "high", "p_value", "n"]
-    assert list(level_effects(table, "dice").columns) == ["method", "axis", "thickness_mm", *comparison]
+    assert list(level_effects(table, "dice").columns) == ["method", "axis", "thickness_mm", *comparison, "p_adjusted"]
 
 
 def test_perfusion_asks_the_same_question_of_the_sampling_interval_at_each_noise():
@@ -206,6 +206,7 @@ def test_every_level_is_compared_with_the_finest_within_each_subject():
     assert effects["thickness_mm"].tolist() == [5, 10]
     assert effects["mean_difference"].tolist() == pytest.approx([-0.15, -0.4])
     assert (effects["p_value"] == 2 / 2**6).all()
+    assert (effects["p_adjusted"] == 2 * 2 / 2**6).all()  # for two levels, and not for both methods together
 
 
 def test_axes_are_averaged_within_a_subject_unless_one_is_named():

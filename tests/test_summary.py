@@ -9,12 +9,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from reperfuse.evaluation.paired import compare_methods, paired_comparison
 from reperfuse.evaluation.summary import (
     bootstrap_interval,
-    compare_methods,
     flat_metrics,
     metric_columns,
-    paired_comparison,
     ranked_subjects,
     strata,
     summarise,

@@ -15,7 +15,8 @@ from matplotlib.figure import Figure
 from reperfuse.evaluation import resolution as study
 from reperfuse.evaluation.figures import facet_label, method_label, metric_label
 from reperfuse.evaluation.metrics import METRICS
-from reperfuse.evaluation.summary import MODEL, compare_methods, metric_columns, summarise
+from reperfuse.evaluation.paired import compare_methods
+from reperfuse.evaluation.summary import MODEL, metric_columns, summarise
 from reperfuse.evaluation.tables import (
     cohort_table,
     comparison_table,

@@ -14,12 +14,12 @@ import numpy as np
 import pandas as pd
 
 from reperfuse.evaluation.metrics import METRICS
+from reperfuse.evaluation.paired import holm, paired_comparison
 from reperfuse.evaluation.summary import (
     MODEL,
     VOLUME_CLASSES,
     defined_only,
     metric_columns,
-    paired_comparison,
     summarise,
     volume_class,
 )
@@ -232,8 +232,8 @@ def level_effects(
     Returns
     -------
     DataFrame
-        ``[method, <facet>, <level_name>, mean_difference, low, high, p_value, n]``; the difference is level − finest,
-        over the subjects who have both.
+        ``[method, <facet>, <level_name>, mean_difference, low, high, p_value, n, p_adjusted]``; the difference is
+        level − finest, over the subjects who have both. The last column is for the number of levels (`paired.holm`).
     """
     facet = FACETS[level_name]
     rows: list[Row] = []
@@ -245,7 +245,9 @@ def level_effects(
             | paired_comparison(wide[level].to_numpy(), wide[finest].to_numpy(), seed=seed)
             for level in coarser
         ]
-    return _effects(rows, level_name)
+    table = _effects(rows, level_name)
+    adjusted = table.groupby(["method", facet], sort=False)["p_value"].transform(lambda p: holm(p.to_numpy()))
+    return table.assign(p_adjusted=adjusted)
 
 
 def method_effects(

@@ -66,7 +66,7 @@ def study_panels(
     volumes = [one for one in OF_THE_MODEL[level_name] if one[0] in set(here["metric"])]
     panels = ["score", *(["volumes"] if volumes else []), *(["limit"] if len(limits) else [])]
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(1.2 + 3.6 * len(panels), 3.9), layout="constrained")
+        figure = Figure(figsize=(1.2 + 3.0 * len(panels), 3.6), layout="constrained")
         drawings = figure.subplots(1, len(panels), squeeze=False, width_ratios=[1.35, 1, 1][: len(panels)])[0]
         for panel, drawing in zip(panels, drawings, strict=True):
             if panel == "score":
@@ -155,10 +155,10 @@ def _limit_panel(drawing: Axes, limits: pd.DataFrame, level_name: str) -> None:
         drawing.annotate(
             "?", (row[level_name], 0.5), xycoords=("data", "axes fraction"), ha="center", color="#6B7280"
         )  # fmt: skip
-    drawing.yaxis.set_major_locator(LogLocator(10))
+    drawing.yaxis.set_major_locator(LogLocator(10, subs=(1, 2, 5)))
     drawing.yaxis.set_minor_locator(NullLocator())
     drawing.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    drawing.set_title("Smallest lesion found in half the cases [mL]", loc="left")
+    drawing.set_title("Half of lesions found from [mL]", loc="left")
 
 
 def _in_words(here: pd.DataFrame, metric: str, level_name: str, at: Any, limits: pd.DataFrame) -> str:

@@ -168,7 +168,7 @@ def volume_class(volume_ml: ArrayLike) -> list[str | None]:
     >>> volume_class([0.0, 0.3, 1.0, 49.9, 50.0, np.nan])
     ['no lesion', '< 1 mL', '1–10 mL', '10–50 mL', '≥ 50 mL', None]
     """
-    volumes = _numbers(volume_ml)
+    volumes = as_numbers(volume_ml)
     if (volumes < 0).any():
         raise ValueError(f"a lesion volume is negative: {np.nanmin(volumes):g} mL")
     classes = VOLUME_CLASSES[1:]
@@ -264,73 +264,6 @@ def metric_columns(scores: pd.DataFrame) -> list[str]:
     return known + [column for column in numeric if column not in known]
 
 
-def paired_comparison(
-    a: ArrayLike, b: ArrayLike, *, samples: int = 2000, seed: int = 0, level: float = 0.95
-) -> dict[str, float | None]:
-    """Mean difference a − b over the same subjects, its bootstrap interval, and a Wilcoxon signed-rank p.
-
-    Pairs with an undefined side are left out. ``p_value`` is two-sided, 1 when every pair is equal and ``None`` below
-    two pairs; five pairs or fewer cannot reach 0.05 (the least p of n pairs is 2/2ⁿ).
-
-    Parameters
-    ----------
-    a, b
-        Scores of the same subjects in the same order, shape (N,).
-
-    Returns
-    -------
-    dict
-        ``mean_difference``, ``low``, ``high``, ``p_value``, ``n``.
-
-    References
-    ----------
-    .. [1] Wilcoxon 1945, Biometrics Bulletin 1:80-83; zeros are dropped.
-
-    Examples
-    --------
-    >>> paired_comparison([0.5, 0.6, 0.7], [0.4, 0.5, 0.6])["p_value"]
-    0.25
-    """
-    first, second = _numbers(a), _numbers(b)
-    if first.shape != second.shape:
-        raise ValueError(f"paired scores differ in length: {first.shape} and {second.shape}")
-    # Rounding keeps 0.1 + 0.2 − 0.3 a tie.
-    difference = np.round(first - second, 12)
-    difference = difference[np.isfinite(difference)]
-    low, high = bootstrap_interval(difference, samples=samples, seed=seed, level=level)
-    p_value: float | None = None
-    if difference.size >= 2:
-        p_value = float(stats.wilcoxon(difference).pvalue) if difference.any() else 1.0
-    return {
-        "mean_difference": float(difference.mean()) if difference.size else None,
-        "low": low,
-        "high": high,
-        "p_value": p_value,
-        "n": float(difference.size),
-    }
-
-
-def compare_methods(
-    scores: pd.DataFrame, metric: str, *, model: str = MODEL, samples: int = 2000, seed: int = 0
-) -> pd.DataFrame:
-    """`paired_comparison` of the model with every other method on one metric, paired by participant.
-
-    Returns
-    -------
-    DataFrame
-        ``[method, metric, mean_difference, low, high, p_value, n]``: model − method; NaN where undefined.
-    """
-    wide = scores.pivot(index="participant_id", columns="method", values=metric)
-    rows = [
-        {"method": method, "metric": metric}
-        | paired_comparison(wide[model].to_numpy(), wide[method].to_numpy(), samples=samples, seed=seed)
-        for method in scores["method"].unique()
-        if method != model
-    ]
-    columns = ["mean_difference", "low", "high", "p_value", "n"]
-    return pd.DataFrame(rows, columns=["method", "metric", *columns]).astype(dict.fromkeys(columns, float))
-
-
 def ranked_subjects(scores: pd.DataFrame, metric: str, *, model: str = MODEL, n: int = 3) -> dict[str, str]:
     """Participants worth a look: the model's best, median and worst, then evenly between, each named once.
 
@@ -392,10 +325,11 @@ def defined_only(numbers: Mapping[str, float | None]) -> dict[str, float]:
     return {name: float(value) for name, value in numbers.items() if value is not None and np.isfinite(value)}
 
 
-def _numbers(values: ArrayLike | Iterable[float | None]) -> NDArray[np.float64]:
+def as_numbers(values: ArrayLike | Iterable[float | None]) -> NDArray[np.float64]:
+    """Scores as a flat array, ``None`` as NaN."""
     return np.array([np.nan if value is None else value for value in np.asarray(values).ravel()], dtype=np.float64)
 
 
 def _defined(values: Any) -> NDArray[np.float64]:
-    numbers = _numbers(values)
+    numbers = as_numbers(values)
     return numbers[np.isfinite(numbers)]

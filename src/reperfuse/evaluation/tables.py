@@ -255,7 +255,7 @@ def resolution_tables(
                     f"{level:g}",
                     *(_of_some(first(here[here["method"] == method]), metric, n_all) for method in methods),
                     with_interval(change, metric, "mean_difference") if change else "reference",
-                    p_value(change.get("p_value")),
+                    p_value(change.get("p_adjusted")),
                 ]
             )
         where = facet_label(level_name, value)
@@ -266,7 +266,7 @@ def resolution_tables(
                     LEVEL_LABELS[level_name],
                     *map(method_label, methods),
                     "Model: change from finest",
-                    "Wilcoxon p",
+                    "p, adjusted",
                 ],
                 "rows": rows,
                 "strong": 1,

@@ -10,7 +10,8 @@ import pandas as pd
 
 from reperfuse import tracking
 from reperfuse.evaluation.metrics import METRICS
-from reperfuse.evaluation.summary import MODEL, paired_comparison
+from reperfuse.evaluation.paired import paired_comparison
+from reperfuse.evaluation.summary import MODEL
 from reperfuse.files import read_json
 from reperfuse.params import Arm, Params, Promote
 from reperfuse.stages import layout
