@@ -190,6 +190,12 @@ class Promote(Section):
     minimum_subjects: int = Field(
         1, ge=1, description="below this many hold-out subjects shared with the champion it is too few to decide"
     )
+    resolution_margin: float | None = Field(
+        default_factory=lambda given: given["non_inferiority_margin"],
+        ge=0,
+        description="the same for the mean at the coarsest level that the resolution studies of both have, in the "
+        "metric's unit; null leaves the studies out of the decision. Left out, it is `non_inferiority_margin`",
+    )
 
 
 # ---- lesion ---------------------------------------------------------------------------------------------------------

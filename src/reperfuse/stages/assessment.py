@@ -18,7 +18,7 @@ from reperfuse.files import write_json
 from reperfuse.imaging.volume import Volume, save_volume
 from reperfuse.stages import layout
 from reperfuse.stages.processed import read_folds, write_table
-from reperfuse.stages.scores import SCORES_TABLE, logged_names
+from reperfuse.stages.scores import RESOLUTION_TABLE, SCORES_TABLE, logged_names
 
 Predict = Callable[[Volume], np.ndarray | None]
 """From an image on the model's grid to a prediction on that grid; None where the method has none (no artery found),
@@ -182,7 +182,7 @@ def resolution_arm(
         with tracking.resume(layout.models(asked.arm) / "run.json") as run:
             log_curves(run, curves, level_name)
             run.log_metrics({f"resolution/{name}": value for name, value in scalars.items()})
-            run.log_table(scores, "tables/resolution_scores.csv")
+            run.log_table(scores, RESOLUTION_TABLE)
             run.log_table(curves, "tables/resolution_curve.csv")
             write_json(folder / "run.json", {"run_id": run.origin, "metrics": scalars})
     return scores

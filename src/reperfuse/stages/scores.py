@@ -5,6 +5,9 @@ from collections.abc import Mapping
 SCORES_TABLE = "tables/scores.csv"
 """Artifact of a run that holds its hold-out scores, by which a later challenger is compared."""
 
+RESOLUTION_TABLE = "tables/resolution_scores.csv"
+"""Artifact of a run that holds the scores of its resolution study, for the same purpose."""
+
 
 def logged_names(flat: Mapping[str, float]) -> dict[str, float]:
     """Names under which MLflow groups the hold-out: `holdout/dice`, `baseline/empty/dice`, `rival/unet3d/dice`.
