@@ -73,6 +73,21 @@ class Tune(Section):
     )
 
 
+class LesionTune(Tune):
+    """The search of the lesion arm."""
+
+    degraded_weight: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="w of (1 − w)·Dice + w·Dice with thick slices, by which trials are compared; 0 goes by Dice of the "
+        "images as they are and predicts none twice",
+    )
+    degraded_mm: float = Field(
+        10.0, gt=0, description="thickness of those slices along k [mm]; from the model grid's own upwards"
+    )
+
+
 class Sampling(Section):
     """Where training samples lie in their volumes."""
 
@@ -308,7 +323,7 @@ class LesionParams(Section):
     cohort: LesionCohort = LesionCohort()
     preprocess: LesionPreprocess = LesionPreprocess()
     folds: Folds = Folds()
-    tune: Tune = Tune(
+    tune: LesionTune = LesionTune(
         space={
             "learning_rate": {"low": 2e-3, "high": 2e-2, "log": True},
             "loss": {"choices": ["dice_bce", "soft_dice"]},

@@ -35,7 +35,7 @@ from reperfuse.evaluation.drawing import (
     show_slice,
     sides,
 )
-from reperfuse.evaluation.metrics import METRICS, TMAX_THRESHOLD_S
+from reperfuse.evaluation.metrics import TMAX_THRESHOLD_S, note_of
 from reperfuse.evaluation.resolution import FACETS
 from reperfuse.evaluation.summary import MODEL, bootstrap_interval
 
@@ -85,7 +85,7 @@ def metric_label(metric: str) -> str:
     >>> metric_label("hd95_mm"), metric_label("dice")
     ('HD95 [mm]', 'Dice')
     """
-    note = METRICS.get(metric)
+    note = note_of(metric)
     if note is None:
         return metric
     return f"{note.label} [{note.unit}]" if note.unit else note.label
@@ -266,7 +266,7 @@ def score_curve(curve: pd.DataFrame, metric: str, *, level_name: str = "thicknes
             drawing.fill_between(x, rows["low"].to_numpy(float), rows["high"].to_numpy(float), color=colour,
                                  alpha=0.18 if method == MODEL else 0.09, linewidth=0)  # fmt: skip
         _score_limits(drawing, metric)
-        note, highest = METRICS.get(metric), everywhere[["mean", "high"]].to_numpy(float, na_value=0).max(initial=0)
+        note, highest = note_of(metric), everywhere[["mean", "high"]].to_numpy(float, na_value=0).max(initial=0)
         if note is not None and note.better == "lower" and highest > 0:
             drawing.set_ylim(0, 1.06 * highest)
         _direct_labels(drawing, part, level_name)
@@ -462,7 +462,7 @@ def _direct_labels(drawing: Axes, part: pd.DataFrame, level_name: str) -> None:
 
 def _score_limits(drawing: Axes, metric: str, *, along: str = "y") -> None:
     """Scores between 0 and 1 are shown on that whole range, so that a small difference looks small."""
-    note = METRICS.get(metric)
+    note = note_of(metric)
     if note is not None and note.better == "higher" and not note.unit and metric not in ("pearson_r", "ccc", "ssim"):
         (drawing.set_ylim if along == "y" else drawing.set_xlim)(-0.02, 1.02)
     elif note is not None and note.better == "lower":
