@@ -14,7 +14,7 @@ from reperfuse import tracking
 from reperfuse.errors import InputError
 from reperfuse.evaluation.figures import metric_label
 from reperfuse.evaluation.metrics import METRICS, dice, dice_at, note_of
-from reperfuse.evaluation.trials import known_metrics, readable_rows
+from reperfuse.evaluation.trials import known_metrics, readable_rows, trials_table
 from reperfuse.files import read_json
 from reperfuse.imaging.volume import Volume
 from reperfuse.params import Params
@@ -39,7 +39,7 @@ def subject(tmp_path: Path) -> Subject:
     """Two channels, 0 outside the mask; the lesion is bright in the first and three slices thick."""
     rng = np.random.default_rng(0)
     mask = np.zeros(SHAPE, bool)
-    mask[1:7, 1:7] = True
+    mask[1:7, 1:7, 2:13] = True
     target = np.zeros(SHAPE, np.uint8)
     target[2:5, 2:6, 6:9] = 1
     image = rng.uniform(0.1, 0.3, (2, *SHAPE)).astype(np.float32)
@@ -133,6 +133,14 @@ def test_tables_know_what_a_search_makes_of_dice() -> None:
     assert known_metrics(["dice_10mm", "weighed_dice"]) and note_of("dice_mm") is None
     with pytest.raises(InputError, match="dice_drop_10mm"):
         known_metrics(["dice_drop_10mm"])
+
+
+def test_the_trial_with_the_highest_weighed_mean_stands_first() -> None:
+    trials = pd.DataFrame({"number": [0, 1], "state": "complete", "value": [0.4, 0.6], "dice_10mm": [0.3, 0.5]})
+    trials = trials.assign(dice=[0.5, 0.7], loss="bce", reason="", seconds=1.0)
+    table = trials_table(trials, None, metric="weighed_dice", searched=["loss"])
+    headings, rows = readable_rows(table)
+    assert headings[3:6] == ["Weighed Dice", "Dice", "Dice at 10 mm"] and rows[0][3:6] == ["0.600", "0.700", "0.500"]
 
 
 # ---- from the tree to the champion ----------------------------------------------------------------------------------

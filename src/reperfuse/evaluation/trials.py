@@ -112,9 +112,8 @@ def readable_rows(table: pd.DataFrame, only: Sequence[str] = ()) -> tuple[list[s
 
     With `only`, no other scores than those are shown.
     """
-    columns = [
-        str(name) for name in table if table[name].notna().any() and (not only or name in only or note_of(name) is None)
-    ]
+    there = [str(name) for name in table if table[name].notna().any()]
+    columns = [name for name in there if not only or name in only or note_of(name) is None]
 
     def cell(name: str, value: Any) -> str:
         if note_of(name):
@@ -131,7 +130,7 @@ def search_table(table: pd.DataFrame, most: int = 30) -> Table:
     """A `trials_table` for the report, its first rows."""
     headings, rows = readable_rows(table)
     left_out = f"; the first {most} of {len(rows)}" if len(rows) > most else ""
-    scores = {metric_label(name) for name in table if note_of(name)}
+    scores = {metric_label(name) for name in map(str, table) if note_of(name)}
     return {
         "caption": f"The search, best first: means over the validation subjects of all folds{left_out}",
         "columns": headings,
