@@ -234,7 +234,6 @@ def find_table(run_id: str, path: str) -> "pd.DataFrame | None":
     from mlflow.exceptions import MlflowException
 
     try:
-        client().get_run(run_id)
         kept = {artifact.path for artifact in client().list_artifacts(run_id, os.path.dirname(path) or None)}
     except (MlflowException, OSError) as error:
         raise InputError(f"The artifacts of run {run_id} cannot be listed: promote its model again.") from error
