@@ -406,7 +406,7 @@ def test_a_search_that_mirrors_scores_the_mean_over_mirror_images(here: Path) ->
         return image[0] * (np.arange(8) < 4)[:, None, None]
 
     for mirror in (False, True):
-        replace(OBJECTIVE, score=kept, about={"mirror": mirror}).of_subject(left, subject)
+        replace(OBJECTIVE, score=kept, mirror=mirror).of_subject(left, subject)
     image = subject.load()[0][0]
     np.testing.assert_array_equal(seen[0], left(image[None]))
     np.testing.assert_allclose(seen[1], image / 2, rtol=1e-6)

@@ -17,6 +17,7 @@ from reperfuse.evaluation.metrics import (
     lesion_detections,
     lesion_scores,
     map_scores,
+    note_of,
     roc_auc,
     structural_similarity,
     surface_distances,
@@ -569,5 +570,5 @@ def test_every_score_has_a_note_for_the_report():
     names = set(lesion_scores(truth, truth, (1, 1, 1), probability=truth.astype(float)))
     for scores in (tmax_scores, map_scores):
         names |= set(scores(truth * 8.0, truth * 8.0, np.ones((4, 4, 4)), (1, 1, 1)))
-    assert names | set(THICK_GRID.values()) == set(METRICS)
-    assert set(THICK_GRID) <= names
+    assert names == set(METRICS) and set(THICK_GRID) <= names
+    assert note_of("hd95_mm") is METRICS["hd95_mm"] and note_of("dice_thick").better == "higher"

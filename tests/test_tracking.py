@@ -313,6 +313,17 @@ def test_figures_tables_and_files_land_under_their_paths(root: Path, tmp_path: P
         tracking.read_table(run.id, "lost.csv")
 
 
+def test_a_table_that_a_run_never_had_is_told_from_a_store_that_cannot_be_asked(root: Path) -> None:
+    with tracking.run("lesion", "model x") as run:
+        run.log_table(pd.DataFrame({"dice": [1]}), "tables/scores.csv")
+    found = tracking.find_table(run.id, "tables/scores.csv")
+    assert found is not None and found["dice"].tolist() == [1]
+    assert tracking.find_table(run.id, "tables/others.csv") is None
+    assert tracking.find_table(run.id, "elsewhere/scores.csv") is None
+    with pytest.raises(InputError, match="cannot be listed"):
+        tracking.find_table("0" * 32, "tables/scores.csv")
+
+
 def test_a_killed_process_leaves_a_record_and_the_next_continues_its_run(root: Path) -> None:
     state = root / ".reperfuse" / "run.json"
     with pytest.raises(KeyboardInterrupt), tracking.run("lesion", "study x", state=state) as first:

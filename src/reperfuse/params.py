@@ -73,6 +73,21 @@ class Tune(Section):
     )
 
 
+class LesionTune(Tune):
+    """The search of the lesion arm."""
+
+    degraded_weight: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="w of (1 − w)·Dice + w·Dice with thick slices, by which trials are compared; 0 goes by Dice of the "
+        "images as they are and predicts none twice",
+    )
+    degraded_mm: float = Field(
+        10.0, gt=0, description="thickness of those slices along k [mm]; from the model grid's own upwards"
+    )
+
+
 class Sampling(Section):
     """Where training samples lie in their volumes."""
 
@@ -194,6 +209,12 @@ class Promote(Section):
     )
     minimum_subjects: int = Field(
         1, ge=1, description="below this many hold-out subjects shared with the champion it is too few to decide"
+    )
+    resolution_margin: float | None = Field(
+        default_factory=lambda given: given["non_inferiority_margin"],
+        ge=0,
+        description="the same for the mean at the coarsest level that the resolution studies of both have, in the "
+        "metric's unit; null leaves the studies out of the decision. Left out, it is `non_inferiority_margin`",
     )
 
 
@@ -319,7 +340,7 @@ class LesionParams(Section):
     cohort: LesionCohort = LesionCohort()
     preprocess: LesionPreprocess = LesionPreprocess()
     folds: Folds = Folds()
-    tune: Tune = Tune(
+    tune: LesionTune = LesionTune(
         space={
             "learning_rate": {"low": 2e-3, "high": 2e-2, "log": True},
             "loss": {"choices": ["dice_bce", "soft_dice"]},

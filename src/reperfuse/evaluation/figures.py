@@ -35,7 +35,7 @@ from reperfuse.evaluation.drawing import (
     show_slice,
     sides,
 )
-from reperfuse.evaluation.metrics import METRICS, TMAX_THRESHOLD_S
+from reperfuse.evaluation.metrics import TMAX_THRESHOLD_S, note_of
 from reperfuse.evaluation.resolution import FACETS
 from reperfuse.evaluation.summary import MODEL, bootstrap_interval
 
@@ -85,7 +85,7 @@ def metric_label(metric: str) -> str:
     >>> metric_label("hd95_mm"), metric_label("dice")
     ('HD95 [mm]', 'Dice')
     """
-    note = METRICS.get(metric)
+    note = note_of(metric)
     if note is None:
         return metric
     return f"{note.label} [{note.unit}]" if note.unit else note.label
@@ -417,7 +417,7 @@ def direct_labels(drawing: Axes, part: pd.DataFrame, level_name: str) -> None:
 
 def score_limits(drawing: Axes, metric: str, *, along: str = "y") -> None:
     """Scores between 0 and 1 are shown on that whole range, so that a small difference looks small."""
-    note = METRICS.get(metric)
+    note = note_of(metric)
     if note is not None and note.better == "higher" and not note.unit and metric not in ("pearson_r", "ccc", "ssim"):
         (drawing.set_ylim if along == "y" else drawing.set_xlim)(-0.02, 1.02)
     elif note is not None and note.better == "lower":

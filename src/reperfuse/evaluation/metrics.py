@@ -3,6 +3,7 @@
 Every score is a number or ``None``; ``None`` means undefined and never counts as 0 or as perfect.
 """
 
+import re
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -128,7 +129,6 @@ METRICS: dict[str, MetricNote] = {
 }
 """Open family: a score's name, as it stands in every table, to what the report says about it."""
 
-
 THICK_GRID = {
     name: f"{name}_thick"
     for name in (
@@ -146,9 +146,35 @@ THICK_GRID = {
 """What the resolution study scores a second time on the grid of the thick slices, and what it is called there. On that
 grid neither mask can be finer than the slices, so that what is left of a loss is not the ruler's."""
 
-METRICS |= {
-    thick: replace(METRICS[name], label=f"{METRICS[name].label}, thick grid") for name, thick in THICK_GRID.items()
-}
+WEIGHED_DICE = "weighed_dice"
+"""(1 − w)·Dice + w·Dice with thick slices: what a search with `tune.degraded_weight` = w goes by."""
+
+
+def dice_at(thickness_mm: float) -> str:
+    """Name of the Dice that a search takes with slices of that thickness [mm].
+
+    >>> dice_at(10.0), dice_at(7.5)
+    ('dice_10mm', 'dice_7.5mm')
+    """
+    return f"dice_{thickness_mm:g}mm"
+
+
+def note_of(metric: str) -> MetricNote | None:
+    """What is said about a score: those of `METRICS`, the same on the thick grid, and the Dice of a search with thick
+    slices; None of any other.
+
+    >>> note_of("dice_10mm").label, note_of("weighed_dice").better, note_of("dice_drop_10mm")
+    ('Dice at 10 mm', 'higher', None)
+    """
+    if metric == WEIGHED_DICE:
+        said = "Mean of Dice with the images as they are and Dice with thick slices, weighed as the search was asked."
+        return MetricNote("Weighed Dice", "", "higher", said)
+    if found := re.fullmatch(r"dice_(\d+(?:\.\d+)?)mm", metric):
+        return MetricNote(f"Dice at {found[1]} mm", "", "higher", f"Dice with slices of {found[1]} mm along k.")
+    if metric in THICK_GRID.values():
+        note = METRICS[metric.removesuffix("_thick")]
+        return replace(note, label=f"{note.label}, thick grid")
+    return METRICS.get(metric)
 
 
 def lesion_scores(

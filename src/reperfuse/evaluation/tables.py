@@ -8,7 +8,7 @@ import pandas as pd
 
 from reperfuse.evaluation import resolution as study
 from reperfuse.evaluation.figures import LEVEL_LABELS, facet_label, method_label, metric_label
-from reperfuse.evaluation.metrics import METRICS
+from reperfuse.evaluation.metrics import note_of
 from reperfuse.evaluation.summary import MODEL, strata
 
 Table = dict[str, Any]
@@ -42,7 +42,7 @@ def number(value: Any, metric: str = "") -> str:
     """
     if value is None or not np.isfinite(value):
         return "–"
-    note = METRICS.get(metric)
+    note = note_of(metric)
     digits = 1 if metric in COUNTS else 2 if note is None or note.unit else 3
     # Adding 0 turns the −0.00 that rounding leaves into 0.00.
     return f"{round(value, digits) + 0.0:.{digits}f}".replace("-", "−")

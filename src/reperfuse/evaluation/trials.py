@@ -9,7 +9,7 @@ import pandas as pd
 
 from reperfuse.errors import InputError
 from reperfuse.evaluation.figures import metric_label
-from reperfuse.evaluation.metrics import METRICS
+from reperfuse.evaluation.metrics import METRICS, note_of
 from reperfuse.evaluation.tables import Table, number
 
 KIND = "kind"
@@ -30,7 +30,7 @@ def known_metrics(names: Sequence[str]) -> list[str]:
     ['iou', 'dice']
     """
     for name in names:
-        if name not in METRICS:
+        if note_of(name) is None:
             near = difflib.get_close_matches(name, METRICS, n=1)
             hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(METRICS)}."
             raise InputError(f"report.metrics names {name}, which is no score; {hint}")
@@ -40,10 +40,21 @@ def known_metrics(names: Sequence[str]) -> list[str]:
 def in_order(names: Sequence[str], lead: Sequence[str] = ()) -> list[str]:
     """Those of `lead` that are among `names`, then the others, scores in the order of METRICS.
 
+    What a search makes of Dice stands behind Dice.
+
     >>> in_order(["auc", "hd95_mm", "dice", "mine"], lead=["auc", "recall"])
     ['auc', 'dice', 'hd95_mm', 'mine']
+    >>> in_order(["mine", "auc", "dice_10mm", "dice"])
+    ['dice', 'dice_10mm', 'auc', 'mine']
     """
-    return [name for name in dict.fromkeys([*lead, *METRICS, *names]) if name in names]
+    known = list(METRICS)
+
+    def place(name: str) -> tuple[int, bool]:
+        if name in METRICS:
+            return known.index(name), False
+        return (known.index("dice") if note_of(name) else len(known)), True
+
+    return [name for name in dict.fromkeys([*lead, *sorted(names, key=place)]) if name in names]
 
 
 def trials_table(
@@ -88,7 +99,8 @@ def trials_table(
     metrics = in_order(metrics, [metric, *lead])
     table = pd.concat([part.astype(object) for part in parts], ignore_index=True)
     table[metrics] = table[metrics].apply(pd.to_numeric)
-    ascending = metric not in METRICS or METRICS[metric].better != "higher"  # an unknown one is an error in some unit
+    note = note_of(metric)
+    ascending = note is None or note.better != "higher"  # an unknown one is an error in some unit
     table = table.sort_values(metric, ascending=ascending, na_position="last", kind="stable")
     return table.reindex(columns=[KIND, "name", *searched, *metrics, "state", "reason", "seconds"]).reset_index(
         drop=True
@@ -100,26 +112,25 @@ def readable_rows(table: pd.DataFrame, only: Sequence[str] = ()) -> tuple[list[s
 
     With `only`, no other scores than those are shown.
     """
-    columns = [
-        str(name) for name in table if table[name].notna().any() and (not only or name in only or name not in METRICS)
-    ]
+    there = [str(name) for name in table if table[name].notna().any()]
+    columns = [name for name in there if not only or name in only or note_of(name) is None]
 
     def cell(name: str, value: Any) -> str:
-        if name in METRICS:
+        if note_of(name):
             return number(value, name)
         if pd.isna(value):
             return ""
         return f"{value:.3g}" if isinstance(value, float) else str(value)
 
     rows = [[cell(name, value) for name, value in zip(columns, row, strict=True)] for row in table[columns].values]
-    return [metric_label(name) if name in METRICS else name for name in columns], rows
+    return [metric_label(name) if note_of(name) else name for name in columns], rows
 
 
 def search_table(table: pd.DataFrame, most: int = 30) -> Table:
     """A `trials_table` for the report, its first rows."""
     headings, rows = readable_rows(table)
     left_out = f"; the first {most} of {len(rows)}" if len(rows) > most else ""
-    scores = {metric_label(name) for name in table if name in METRICS}
+    scores = {metric_label(name) for name in map(str, table) if note_of(name)}
     return {
         "caption": f"The search, best first: means over the validation subjects of all folds{left_out}",
         "columns": headings,

@@ -38,6 +38,7 @@ CODE = (
     "networks",
     "training",
     "evaluation/metrics.py",
+    "preprocessing/geometry.py",
     "stages/fitting.py",
     "stages/learning.py",
     "stages/lesion.py",
@@ -56,6 +57,16 @@ ABOUT_DATA = ("network", "network_kwargs", "inputs", "target", "init_from")
 
 
 @dataclass(frozen=True)
+class Degraded:
+    """A second look at every validation subject, as a coarser acquisition would have shown it."""
+
+    image: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
+    """Image (C, I, J, K), mask (I, J, K) and affine (4, 4) → the degraded image on the same grid."""
+    joined: Callable[[Mapping[str, float], Mapping[str, float]], Mapping[str, float]]
+    """Scores of the image as it is, and of the degraded one against the same target → what is kept of both."""
+
+
+@dataclass(frozen=True)
 class Objective:
     """What an arm's networks are trained for and chosen by."""
 
@@ -71,7 +82,11 @@ class Objective:
     starts_at_mean: bool = False
     """Whether the last bias of a network that has an `output_bias` starts at the mean of the training targets."""
     about: Mapping[str, Any] = field(default_factory=dict)
-    """Parameters that enter the scores: with others a search starts anew. `mirror` averages over mirror images."""
+    """Parameters that enter the scores, by name: with others a search starts anew."""
+    mirror: bool = False
+    """Whether answers are averaged over mirror images."""
+    degraded: Degraded | None = None
+    """A degraded image that each validation subject is scored with too."""
     settle: Callable[[Sequence[Mapping[str, float]]], Mapping[str, Any]] | None = None
     """Scores of the chosen trial's validation subjects → those parameters of `about` that are chosen by them."""
 
@@ -97,8 +112,13 @@ class Objective:
 
     def of_subject(self, predict: Predict, subject: Subject) -> dict[str, float]:
         """All metrics of one validation subject."""
-        predict = mirrored(predict) if self.about.get("mirror") else predict
-        return self.of_prediction(predict(subject.load()[0]), subject)
+        predict = mirrored(predict) if self.mirror else predict
+        image, _, mask = subject.load()
+        scores = self.of_prediction(predict(image), subject)
+        if self.degraded is None:
+            return scores
+        coarse = predict(self.degraded.image(image, mask, subject.affine()))
+        return dict(self.degraded.joined(scores, self.of_prediction(coarse, subject)))
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """The lesion arm: T1w images with masks in, a segmentation model and what it is worth out."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -72,7 +72,10 @@ def folds(params: Params) -> None:
 
 
 def tune(params: Params, *, join: bool = False) -> None:
-    """results/lesion/tune: the search, scored by Dice on each validation fold, on the model grid."""
+    """results/lesion/tune: the search, scored by Dice on each validation fold, on the model grid.
+
+    With `tune.degraded_weight` by a mean of that Dice and the one with thick slices.
+    """
     from reperfuse.stages.learning import tune_arm
 
     tune_arm(params.lesion, params.seed, _objective(params), join=join)
@@ -86,7 +89,8 @@ def train(params: Params) -> None:
 
 
 def _objective(params: Params) -> "Objective":
-    from reperfuse.evaluation.metrics import lesion_scores
+    from reperfuse.errors import InputError
+    from reperfuse.evaluation.metrics import WEIGHED_DICE, dice_at, lesion_scores
     from reperfuse.evaluation.operating_point import (
         SMALLEST_ML,
         THRESHOLDS,
@@ -94,7 +98,9 @@ def _objective(params: Params) -> "Objective":
         best_point,
         dice_by_point,
     )
-    from reperfuse.stages.fitting import Objective
+    from reperfuse.imaging.volume import Volume
+    from reperfuse.preprocessing.geometry import thick_slices
+    from reperfuse.stages.fitting import Degraded, Objective
     from reperfuse.stages.lesion_input import operating_point
     from reperfuse.training.fit import KEPT
 
@@ -115,7 +121,44 @@ def _objective(params: Params) -> "Objective":
     def settle(scores: Sequence[Mapping[str, float]]) -> dict[str, float]:
         return asdict(best_point([{point: subject[name] for name, point in points.items()} for subject in scores]))
 
-    return Objective(arm=ARM, metric="dice", higher_is_better=True, score=score, about=about, settle=settle)
+    asked = Objective(
+        arm=ARM,
+        metric="dice",
+        higher_is_better=True,
+        score=score,
+        about=about,
+        mirror=about["mirror"],
+        settle=settle,
+    )
+    weight, thickness_mm = params.lesion.tune.degraded_weight, params.lesion.tune.degraded_mm
+    if weight == 0:
+        return asked
+    grid = params.lesion.preprocess
+    if grid.grid_shape is None and thickness_mm < grid.spacing_mm:  # with a grid_shape the spacing is each image's own
+        raise InputError(
+            f"lesion.tune.degraded_mm in params.yaml is {thickness_mm:g} mm, thinner than the model grid's slices of "
+            f"{grid.spacing_mm:g} mm (lesion.preprocess.spacing_mm): give at least that."
+        )
+
+    def degraded(image: np.ndarray, mask: np.ndarray, affine: np.ndarray) -> np.ndarray:
+        thick = np.moveaxis(thick_slices(Volume(np.moveaxis(image, 0, -1), affine), thickness_mm).data, -1, 0)
+        # Background that normalisation or a skull strip has made 0 is 0 in an image that was acquired like that too.
+        return np.where((mask == 0) & ~image.any(axis=0), np.float32(0), thick)
+
+    def joined(clean: Mapping[str, float], coarse: Mapping[str, float]) -> dict[str, float]:
+        def weighed(name: str) -> float:
+            return (1 - weight) * clean[name] + weight * coarse[name]
+
+        # The operating point goes by the same weighing: the model has one, for images of either kind.
+        at_points = {name: weighed(name) for name in points}
+        return {**clean, **at_points, WEIGHED_DICE: weighed("dice"), dice_at(thickness_mm): coarse["dice"]}
+
+    return replace(
+        asked,
+        metric=WEIGHED_DICE,
+        about=about | {"degraded_weight": weight, "degraded_mm": thickness_mm},
+        degraded=Degraded(degraded, joined),
+    )
 
 
 def evaluate(params: Params) -> None:

@@ -36,7 +36,7 @@ from reperfuse.tracking.registry import (  # noqa: E402
     set_alias,
     tag_version,
 )
-from reperfuse.tracking.runs import Run, read_table, resume, run, run_record  # noqa: E402
+from reperfuse.tracking.runs import Run, find_table, read_table, resume, run, run_record  # noqa: E402
 from reperfuse.tracking.store import client, repository_root, serve_ui, tracking_uri, ui_command  # noqa: E402
 
 __all__ = [
@@ -50,6 +50,7 @@ __all__ = [
     "data_revision",
     "fetch_model",
     "find_registered",
+    "find_table",
     "get_alias",
     "grouped",
     "lineage",

@@ -223,6 +223,23 @@ def read_table(run_id: str, path: str) -> "pd.DataFrame":
             raise InputError(f"Run {run_id} in the store has no {path}: promote its model again.") from error
 
 
+def find_table(run_id: str, path: str) -> "pd.DataFrame | None":
+    """As `read_table`; None where the store knows the run and says that it has no such artifact.
+
+    Raises
+    ------
+    InputError
+        If the store does not know the run, or cannot be asked.
+    """
+    from mlflow.exceptions import MlflowException
+
+    try:
+        kept = {artifact.path for artifact in client().list_artifacts(run_id, os.path.dirname(path) or None)}
+    except (MlflowException, OSError) as error:
+        raise InputError(f"The artifacts of run {run_id} cannot be listed: promote its model again.") from error
+    return read_table(run_id, path) if path in kept else None
+
+
 @contextmanager
 def resume(record: RunRecord | Mapping[str, Any] | Path | str) -> Iterator[Run]:
     """The run that a run.json names, opened again; a store that lost it gets it back from the record, once.

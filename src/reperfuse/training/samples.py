@@ -78,10 +78,13 @@ class Subject:
             runs = _joined(runs)
         return [image[start:stop] for start, stop in runs], target[number : number + 1], mask
 
+    def affine(self) -> np.ndarray:
+        """From voxel indices to RAS+ [mm], shape (4, 4), as subject.json has it."""
+        return np.array(read_json(self.folder / "subject.json")["affine"], dtype=float)
+
     def spacing_mm(self) -> tuple[float, float, float]:
-        """Size of the voxels along i, j and k [mm], as subject.json has it."""
-        affine = np.array(read_json(self.folder / "subject.json")["affine"])
-        i, j, k = map(float, np.linalg.norm(affine[:3, :3], axis=0))
+        """Size of the voxels along i, j and k [mm]."""
+        i, j, k = map(float, np.linalg.norm(self.affine()[:3, :3], axis=0))
         return i, j, k
 
     def _described(self, key: str, parameter: str, name: str) -> Any:
