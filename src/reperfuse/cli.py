@@ -135,10 +135,18 @@ def resolution(
         ),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="where the tables go; left out: results/ARM/resolution, needed with --model")
+        Path | None,
+        typer.Option(
+            help="where the tables go; left out: results/ARM/resolution, or results/ARM/resolution-of-MODEL",
+            show_default=False,
+        ),
     ] = None,
 ) -> None:
-    """Score against slice thickness [mm] (lesion) or repetition time [s] (perfusion): results/ARM/resolution/."""
+    """Score against slice thickness [mm] (lesion) or repetition time [s] (perfusion): results/ARM/resolution/.
+
+    Every subject of the hold-out at every level, with a test and a sentence for each expectation about coarser scans.
+    Stopped, the same command goes on behind the last whole subject. With --model the study is a run of its own.
+    """
     _stages(arm).resolution(load_params(), model=model, out=out)
 
 

@@ -244,12 +244,13 @@ class Part:
 
 
 def holdout_tables(folder: Path, level_name: str, lead: Sequence[str], *, alone: bool = False) -> list[Part]:
-    """Mean scores of every method on the hold-out, and at every level of the resolution study, where those ran.
+    """Mean scores of every method on the hold-out, and at every level of the resolution study with what its tests say,
+    where those ran.
 
     Parameters
     ----------
     folder
-        With best.json, holdout/summary.csv and resolution/curve.csv.
+        With best.json, holdout/summary.csv, resolution/curve.csv and resolution/hypotheses.csv.
     level_name
         Column of the level in curve.csv: `thickness_mm` or `tr_s`.
     lead
@@ -262,7 +263,7 @@ def holdout_tables(folder: Path, level_name: str, lead: Sequence[str], *, alone:
     from reperfuse.evaluation.figures import LEVEL_LABELS, facet_label, method_label, metric_label
     from reperfuse.evaluation.resolution import FACETS
     from reperfuse.evaluation.summary import MODEL
-    from reperfuse.evaluation.tables import model_first, number
+    from reperfuse.evaluation.tables import hypothesis_table, model_first, number
     from reperfuse.evaluation.trials import in_order
 
     def names_in(table: "pd.DataFrame") -> list[str]:
@@ -291,6 +292,11 @@ def holdout_tables(folder: Path, level_name: str, lead: Sequence[str], *, alone:
             rows = [[f"{level:g}", *row] for level, here in part.groupby(level_name) for row in rows_of(here, names)]
             headings = [LEVEL_LABELS[level_name], "method", *map(metric_label, names)]
             tables.append(Part(f"Hold-out, {facet_label(level_name, facet)}", headings, rows))
+    if (folder / "resolution" / "hypotheses.csv").exists():
+        tests = pd.read_csv(folder / "resolution" / "hypotheses.csv")
+        if len(tests):
+            verdicts = hypothesis_table(tests, level_name)
+            tables.append(Part(f"{verdicts['caption']}", verdicts["columns"], verdicts["rows"]))
     return tables
 
 

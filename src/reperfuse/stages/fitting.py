@@ -38,10 +38,13 @@ CODE = (
     "networks",
     "training",
     "evaluation/metrics.py",
+    "evaluation/operating_point.py",
     "preprocessing/geometry.py",
+    "preprocessing/slices.py",
     "stages/fitting.py",
     "stages/learning.py",
     "stages/lesion.py",
+    "stages/lesion_input.py",
     "stages/perfusion.py",
     "stages/search.py",
 )
