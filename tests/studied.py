@@ -38,7 +38,7 @@ def error_study(arm: str = "perfusion", failing: str | None = None, digest: str 
 class StoodIn(AbstractContextManager):
     """In place of a run that a stage comes back to; metrics by name and step, and the names of what else is logged."""
 
-    origin = "run"
+    origin, experiment, name = "run", "perfusion", "model stood in for"
 
     def __init__(self) -> None:
         self.points: dict[tuple[str, int | None], float] = {}

@@ -10,6 +10,7 @@ from reperfuse.evaluation.resolution import (
     lesion_table,
     level_effects,
     method_effects,
+    model_curve,
     resolution_scalars,
     resolution_study,
     size_curve,
@@ -261,3 +262,12 @@ def test_every_size_has_its_own_curve():
     assert ours["stratum"].tolist() == ["< 1 mL", "≥ 50 mL"] and ours["n"].tolist() == [2, 3]
     small = table.query("method == 'model' and thickness_mm == 2 and participant_id in ('sub-0', 'sub-1')")
     assert ours["mean"].iloc[0] == pytest.approx(small["dice"].mean())
+
+
+def test_facets_stay_in_the_order_of_the_study_and_a_plot_shows_the_first():
+    table = study(levels={"k": LEVELS, "i": (2.0, 10.0)})
+    table.loc[table["axis"] == "i", "dice"] = 0.0
+    curves = curve(table)
+    assert list(curves["axis"].unique()) == ["k", "i"]
+    line = model_curve(curves)
+    assert line["thickness_mm"].tolist() == list(LEVELS) and line["dice"].min() > 0

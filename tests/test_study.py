@@ -83,11 +83,10 @@ def test_curves_of_all_methods_are_logged_for_each_noise_and_on_the_whole(tmp_pa
     assert workspace.points[("resolution/baseline_osvd/mae_s_snr20", 1000)] == pytest.approx(100)
 
 
-def test_tables_sentences_and_figures_are_logged_beside_the_numbers(tmp_path: Path, workspace: StoodIn) -> None:
+def test_tables_and_sentences_are_logged_beside_the_numbers(tmp_path: Path, workspace: StoodIn) -> None:
     run_study(tmp_path)
     tables = {f"tables/resolution_{name}.csv" for name in ("scores", "curve", "hypotheses", "sizes")}
     assert workspace.artifacts >= tables | {"resolution/study.md"}
-    assert len([name for name in workspace.artifacts if name.startswith("figures/resolution_")]) >= 2
     assert ("resolution/resolution_auc", None) in workspace.points
 
 

@@ -148,6 +148,11 @@ def resolution(
     Stopped, the same command goes on behind the last whole subject. With --model the study is a run of its own.
     """
     _stages(arm).resolution(load_params(), model=model, out=out)
+    if model is not None:  # the pipeline's own model has its report
+        from reperfuse.stages.reporting import draw_study
+        from reperfuse.stages.study import study_folder
+
+        draw_study(arm, study_folder(arm, model, out))
 
 
 @app.command()

@@ -8,7 +8,6 @@ look at them: the patient's right on the left side of the picture.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 import matplotlib
 import numpy as np
@@ -36,13 +35,11 @@ from reperfuse.evaluation.drawing import (
     sides,
 )
 from reperfuse.evaluation.metrics import TMAX_THRESHOLD_S, note_of
-from reperfuse.evaluation.resolution import FACETS
 from reperfuse.evaluation.summary import MODEL, bootstrap_interval
 
 TRUTH_COLOUR, PREDICTION_COLOUR = ORANGE, SKY
 """The truth and a prediction over a grey image; they differ in lightness as well as in hue."""
 
-LEVEL_LABELS = {"thickness_mm": "Slice thickness [mm]", "tr_s": "Sampling interval TR [s]", "snr": "SNR [-]"}
 METHOD_LABELS = {
     MODEL: "Model",
     "baseline_empty": "Empty mask",
@@ -89,15 +86,6 @@ def metric_label(metric: str) -> str:
     if note is None:
         return metric
     return f"{note.label} [{note.unit}]" if note.unit else note.label
-
-
-def facet_label(level_name: str, value: Any) -> str:
-    """A facet of the resolution study as people read it.
-
-    >>> facet_label("thickness_mm", "k"), facet_label("tr_s", 20.0)
-    ('slices along k', 'SNR 20')
-    """
-    return f"slices along {value}" if FACETS[level_name] == "axis" else f"{FACETS[level_name].upper()} {value:g}"
 
 
 def lesion_overlay(

@@ -13,7 +13,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from reperfuse.evaluation import resolution as study
-from reperfuse.evaluation.figures import facet_label, method_label, metric_label
+from reperfuse.evaluation.figures import method_label, metric_label
 from reperfuse.evaluation.metrics import METRICS
 from reperfuse.evaluation.paired import compare_methods
 from reperfuse.evaluation.summary import MODEL, metric_columns, summarise
@@ -331,7 +331,7 @@ def _loss_sentence(scores: pd.DataFrame, metric: str, level_name: str, value: An
     span = "" if low is None else f" (95 % interval {number(low, metric)} to {number(high, metric)})"
     level_unit = level_name.rsplit("_", 1)[-1]
     levels = scores.loc[scores[study.FACETS[level_name]] == value, level_name]
-    begin = f"{_capital(facet_label(level_name, value))}: from" if named else "From"
+    begin = f"{_capital(study.facet_label(level_name, value))}: from" if named else "From"
     return (
         f"{begin} {levels.min():g} to {levels.max():g} {level_unit} the model's mean {label} "
         f"{'falls' if falls else 'rises'} by {number(scalars[loss], metric)}{unit}{span}; averaged over that range "

@@ -37,6 +37,10 @@ FACETS = {"thickness_mm": "axis", "tr_s": "snr"}
 an interval and has an SNR (S0/σ)."""
 
 
+LEVEL_LABELS = {"thickness_mm": "Slice thickness [mm]", "tr_s": "Sampling interval TR [s]", "snr": "SNR [-]"}
+"""What the columns of levels and facets are called in figures and tables."""
+
+
 def facet_name(level_name: str, value: Any) -> str:
     """What a facet is called in names of metrics and files.
 
@@ -45,6 +49,15 @@ def facet_name(level_name: str, value: Any) -> str:
     """
     facet = FACETS[level_name]
     return f"{facet}_{value}" if isinstance(value, str) else f"{facet}{value:g}"
+
+
+def facet_label(level_name: str, value: Any) -> str:
+    """A facet of the resolution study as people read it.
+
+    >>> facet_label("thickness_mm", "k"), facet_label("tr_s", 20.0)
+    ('slices along k', 'SNR 20')
+    """
+    return f"slices along {value}" if FACETS[level_name] == "axis" else f"{FACETS[level_name].upper()} {value:g}"
 
 
 def resolution_study(
@@ -175,6 +188,8 @@ def curve(
 ) -> pd.DataFrame:
     """Mean and bootstrap interval of each metric at each level: ``[method, facet, level, metric, mean, …, n]``.
 
+    Facets stand in the order of the study, whose first is the main one.
+
     Examples
     --------
     >>> rows = [{"participant_id": f"sub-{n}", "method": "model", "axis": "k", "thickness_mm": t, "dice": 1 / t}
@@ -186,7 +201,28 @@ def curve(
     if metrics is None:
         metrics = [name for name in metric_columns(scores) if name not in (facet, level_name)]
     table = summarise(scores, metrics=metrics, by=("method", facet, level_name), seed=seed)
-    return table.sort_values(["method", facet, "metric", level_name], kind="stable", ignore_index=True)
+    place = table[facet].map({value: place for place, value in enumerate(scores[facet].unique())})
+    by = ["method", "place", "metric", level_name]
+    return table.assign(place=place).sort_values(by, kind="stable", ignore_index=True).drop(columns="place")
+
+
+def model_curve(curves: pd.DataFrame, *, level_name: str = "thickness_mm", method: str = MODEL) -> pd.DataFrame:
+    """One method's means in the first facet of a `curve`, a column for each metric: what a plot of one line takes.
+
+    Examples
+    --------
+    >>> rows = [{"participant_id": "sub-1", "method": "model", "axis": axis, "thickness_mm": t, "dice": 1 / t}
+    ...         for axis in "ki" for t in (1.0, 2.0)]
+    >>> model_curve(curve(study_table(rows)))
+       thickness_mm  dice
+    0           1.0   1.0
+    1           2.0   0.5
+    """
+    facet = FACETS[level_name]
+    ours = curves[curves["method"] == method]
+    ours = ours[ours[facet] == ours[facet].iloc[0]]
+    wide = ours.pivot(index=level_name, columns="metric", values="mean")[list(dict.fromkeys(ours["metric"]))]
+    return wide.rename_axis(columns=None).reset_index()
 
 
 def size_curve(

@@ -12,16 +12,14 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocat
 
 from reperfuse.evaluation.drawing import BLUE, ORANGE, SKY, STYLE
 from reperfuse.evaluation.figures import (
-    LEVEL_LABELS,
     direct_labels,
-    facet_label,
     method_label,
     method_styles,
     metric_label,
     score_limits,
 )
 from reperfuse.evaluation.metrics import METRICS
-from reperfuse.evaluation.resolution import FACETS
+from reperfuse.evaluation.resolution import FACETS, LEVEL_LABELS, facet_label
 from reperfuse.evaluation.summary import MODEL
 
 OF_THE_MODEL: dict[str, tuple[tuple[str, str, str], ...]] = {

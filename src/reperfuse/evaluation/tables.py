@@ -7,8 +7,9 @@ import numpy as np
 import pandas as pd
 
 from reperfuse.evaluation import resolution as study
-from reperfuse.evaluation.figures import LEVEL_LABELS, facet_label, method_label, metric_label
+from reperfuse.evaluation.figures import method_label, metric_label
 from reperfuse.evaluation.metrics import note_of
+from reperfuse.evaluation.resolution import LEVEL_LABELS, facet_label
 from reperfuse.evaluation.summary import MODEL, strata
 
 Table = dict[str, Any]

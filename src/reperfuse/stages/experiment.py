@@ -260,8 +260,8 @@ def holdout_tables(folder: Path, level_name: str, lead: Sequence[str], *, alone:
     """
     import pandas as pd
 
-    from reperfuse.evaluation.figures import LEVEL_LABELS, facet_label, method_label, metric_label
-    from reperfuse.evaluation.resolution import FACETS
+    from reperfuse.evaluation.figures import method_label, metric_label
+    from reperfuse.evaluation.resolution import FACETS, LEVEL_LABELS, facet_label
     from reperfuse.evaluation.summary import MODEL
     from reperfuse.evaluation.tables import hypothesis_table, model_first, number
     from reperfuse.evaluation.trials import in_order

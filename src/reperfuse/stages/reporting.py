@@ -1,21 +1,23 @@
 """The page of an arm, from the tables that the other stages wrote."""
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from matplotlib.figure import Figure
 
 from reperfuse import tracking
 from reperfuse.evaluation import figures
 from reperfuse.evaluation.metrics import METRICS
-from reperfuse.evaluation.report import render_report
+from reperfuse.evaluation.report import ARMS, render_report
 from reperfuse.evaluation.resolution import FACETS, facet_name
 from reperfuse.evaluation.study_figure import study_panels
 from reperfuse.evaluation.summary import MODEL, ranked_subjects
 from reperfuse.evaluation.tables import COLUMN_LABELS
 from reperfuse.evaluation.trials import known_metrics
-from reperfuse.files import read_json
+from reperfuse.files import atomic_path, read_json
 from reperfuse.imaging.volume import load_volume
 from reperfuse.params import Report
 from reperfuse.stages import layout
@@ -63,12 +65,7 @@ def report_arm(
     results = layout.results(arm)
     cohort, folds = read_cohort(arm), read_table(layout.folds_csv(arm), arm)
     scores = read_table(results / "evaluate" / "scores.csv", arm)
-    study = {
-        name: read_table(results / "resolution" / f"{name}.csv", arm)
-        for name in STUDY_TABLES
-        if (results / "resolution" / f"{name}.csv").exists()
-    }
-    resolution = study["scores"]
+    study = read_study(arm, results / "resolution")
     validation = read_table(results / "tune" / "validation.csv", arm)
     history = read_table(layout.models(arm) / "history.csv", arm)
     best = read_json(layout.best_json(arm))
@@ -96,11 +93,7 @@ def report_arm(
                 for method, value in shown.items()
             },
         )
-    for value in resolution[FACETS[level_name]].unique():
-        name = value if isinstance(value, str) else facet_name(level_name, value)
-        page[f"resolution {name}"] = study_panels(
-            study["curve"], metric, level_name=level_name, at=value, detection=study.get("detection")
-        )
+    page |= study_figures(study, metric, level_name)
     path = layout.report(arm)
     render_report(
         path,
@@ -115,7 +108,7 @@ def report_arm(
         cross_validation=validation,
         trials=trials_of(results / "tune", searched=list(best["overrides"]), lead=headline),
         chosen=record["params"],
-        resolution=resolution,
+        resolution=study["scores"],
         hypotheses=study["hypotheses"],
         sizes=study["sizes"],
         detection=study.get("detection"),
@@ -127,6 +120,36 @@ def report_arm(
         run.log_artifact(path, "report")
         for name, figure in page.items():
             run.log_figure(figure, f"figures/{name.replace(' ', '_')}.png")
+
+
+def read_study(arm: str, folder: Path) -> dict[str, pd.DataFrame]:
+    """The tables of a resolution study by name, those that the arm has."""
+    there = [name for name in STUDY_TABLES if (folder / f"{name}.csv").exists()]
+    return {name: read_table(folder / f"{name}.csv", arm) for name in there or STUDY_TABLES[:1]}
+
+
+def study_figures(study: Mapping[str, pd.DataFrame], metric: str, level_name: str) -> dict[str, Figure]:
+    """A figure for each facet of a study: `resolution <facet>`."""
+    found = {}
+    for value in study["scores"][FACETS[level_name]].unique():
+        name = value if isinstance(value, str) else facet_name(level_name, value)
+        found[f"resolution {name}"] = study_panels(
+            study["curve"], metric, level_name=level_name, at=value, detection=study.get("detection")
+        )
+    return found
+
+
+def draw_study(arm: str, folder: Path) -> None:
+    """The figures of a study that ends in no report: PNG files in its folder, and artifacts of its run."""
+    words = ARMS[arm]
+    drawn = study_figures(read_study(arm, folder), words["headline"][0], words["level_name"])
+    files = {f"{name.replace(' ', '_')}.png": figure for name, figure in drawn.items()}
+    with tracking.resume(folder / "run.json") as run:
+        for name, figure in files.items():
+            with atomic_path(folder / name) as inside:
+                figure.savefig(inside, dpi=150)
+            run.log_figure(figure, f"figures/{name}")
+    print(f"{folder}: in words in study.md, in pictures in {', '.join(files)}")
 
 
 def prediction(arm: str, participant: str, method: str) -> np.ndarray:

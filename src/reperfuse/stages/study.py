@@ -19,7 +19,6 @@ from rich.progress import track
 from reperfuse import tracking
 from reperfuse.errors import InputError
 from reperfuse.evaluation.detection import detection_limit
-from reperfuse.evaluation.figures import facet_label
 from reperfuse.evaluation.hypotheses import hypothesis_tests
 from reperfuse.evaluation.metrics import THICK_GRID
 from reperfuse.evaluation.resolution import (
@@ -27,15 +26,16 @@ from reperfuse.evaluation.resolution import (
     LESIONS,
     Levels,
     curve,
+    facet_label,
     facet_name,
     lesion_table,
+    model_curve,
     resolution_scalars,
     size_curve,
     study_table,
     subject_rows,
     whole_facets,
 )
-from reperfuse.evaluation.study_figure import study_panels
 from reperfuse.evaluation.summary import MODEL
 from reperfuse.files import read_json, write_json, write_text
 from reperfuse.imaging.volume import Volume
@@ -91,6 +91,11 @@ class StudyTables:
         return {name: table for name, table in tables.items() if table is not None}
 
 
+def study_folder(arm: str, model: str | None, out: Path | None) -> Path:
+    """Where the tables of a study go: `out`, or results/<arm>/resolution, and a folder of `model`'s own beside it."""
+    return out or layout.results(arm) / ("resolution" if model is None else f"resolution-of-{_slug(model)}")
+
+
 def resolution_arm(
     asked: Assessment, study: Study, *, model: str | None = None, out: Path | None = None
 ) -> StudyTables:
@@ -113,7 +118,7 @@ def resolution_arm(
     InputError
         If nobody on the hold-out reaches any level.
     """
-    folder = out or layout.results(asked.arm) / ("resolution" if model is None else f"resolution-of-{_slug(model)}")
+    folder = study_folder(asked.arm, model, out)
     said = [repr(sorted(study.about.items())), repr(dict(study.levels)), asked.digest, *sorted(asked.methods)]
     state = resumable(asked.arm, "resolution", said, [""])
     people = holdout(asked.arm)
@@ -131,13 +136,15 @@ def resolution_arm(
     _say_undefined(tables.scores, asked.metric, study.level_name)
     for name, table in tables.named().items():
         write_table(folder / f"{name}.csv", table)
+    write_table(folder / "plot.csv", model_curve(tables.curve, level_name=study.level_name))
     write_json(folder / "metrics.json", tables.scalars)
     write_text(folder / "study.md", study_page(tables, asked, study.level_name, model))
     with _run_of(asked.arm, model) as run:
-        log_study(run, tables, asked.metric, study.level_name)
+        log_study(run, tables, study.level_name)
         run.log_text((folder / "study.md").read_text(encoding="utf-8"), "resolution/study.md")
         run.log_metrics({"time/resolution_s": seconds["all"], "time/resolution_predict_s": seconds["predict"]})
-        write_json(folder / "run.json", {"run_id": run.origin, "metrics": tables.scalars})
+        known = {"run_id": run.origin, "experiment": run.experiment, "name": run.name}
+        write_json(folder / "run.json", known | {"metrics": tables.scalars})
     share = 1 - seconds["predict"] / seconds["all"]
     print(f"{folder}: {len(people)} subjects; {share:.0%} of the time went into anything but prediction.")
     shutil.rmtree(state, ignore_errors=True)
@@ -317,15 +324,19 @@ def study_page(tables: StudyTables, asked: Assessment, level_name: str, model: s
     return "\n".join(lines)
 
 
-def log_study(run: tracking.Run, tables: StudyTables, metric: str, level_name: str) -> None:
-    """Curves as stepped metrics, the scalars, all tables, and a figure for each facet."""
+def log_study(run: tracking.Run, tables: StudyTables, level_name: str) -> None:
+    """Curves as stepped metrics, the scalars and all tables; `stages.reporting` draws the figures."""
     log_curves(run, tables.curve, level_name)
+    if tables.detection is not None:
+        log_curves(run, as_curve(tables.detection), level_name)
     run.log_metrics({f"resolution/{name}": value for name, value in tables.scalars.items()})
     for name, table in tables.named().items():
         run.log_table(table, RESOLUTION_TABLE if name == "scores" else f"tables/resolution_{name}.csv")
-    for value in tables.scores[FACETS[level_name]].unique():
-        figure = study_panels(tables.curve, metric, level_name=level_name, at=value, detection=tables.detection)
-        run.log_figure(figure, f"figures/resolution_{facet_name(level_name, value)}.png")
+
+
+def as_curve(limits: pd.DataFrame) -> pd.DataFrame:
+    """The smallest lesions found as rows of a curve: `detection_limit_ml`, undefined where it cannot be read off."""
+    return limits.rename(columns={"volume_ml": "mean"}).assign(metric="detection_limit_ml")
 
 
 def step_of(level: Any, level_name: str) -> int:
