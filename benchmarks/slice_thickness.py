@@ -111,40 +111,30 @@ def operating_point_of(predict: Predict, subjects: list[Subject]) -> OperatingPo
 
 
 def assessment(
-    names: Sequence[str],
-    kept: Path,
-    train: list[Subject],
-    sources: Mapping[str, dict[str, Any]],
-    settings: LesionPreprocess,
+    name: str, kept: Path, train: list[Subject], sources: Mapping[str, dict[str, Any]], settings: LesionPreprocess
 ) -> Assessment:
-    """The trained entries as the lesion arm judges a model, with the images and masks of `sources` at 1 mm."""
-    answers: dict[str, Predict] = {}
-    points: dict[str, OperatingPoint] = {}
-    for name in names:
-        network, described = load_network(kept / name.replace(", ", "-"))
-        answers[name] = partial(_answer, network, described["extra"]["activation"])
-        # Not the subjects that are studied, and few: a threshold is one number.
-        points[name] = operating_point_of(answers[name], train[:: max(1, len(train) // 20)])
-        print(f"{name}: {points[name]}", flush=True)
+    """A trained entry as the lesion arm judges a model, with the images and masks of `sources` at 1 mm."""
+    network, described = load_network(kept / name.replace(", ", "-"))
+    answer = partial(_answer, network, described["extra"]["activation"])
+    # Not the subjects that are studied, and few: a threshold is one number.
+    point = operating_point_of(answer, train[:: max(1, len(train) // 20)])
+    print(f"{name}: {point}", flush=True)
 
     def load(participant: str) -> Case:
         made = lesion_subject(**{key: value for key, value in sources[participant].items() if key != "cost"})
         images = {"t1w": made.t1w}
         return Case(Scan(images, brain_of(images, settings)), made.mask)
 
-    def predict(name: str, image: Volume) -> np.ndarray:
-        return answers[name](network_input(image, settings)[0])
-
     def score(method: str, probability: np.ndarray, case: Case) -> dict[str, Any]:
         truth, spacing_mm = case.truth.data > 0, case.truth.spacing_mm
-        mask = points[method].mask(probability, spacing_mm)
+        mask = point.mask(probability, spacing_mm)
         scores = dict(lesion_scores(mask, truth, spacing_mm, probability=probability))
         return scores | {LESIONS: lesion_detections(mask, truth, spacing_mm)}
 
     return Assessment(
         arm="lesion",
         metric="dice",
-        methods={name: partial(predict, name) for name in names},
+        methods={name: lambda image: answer(network_input(image, settings)[0])},
         load=load,
         prepare=lambda scan: on_model_grid(scan.images, settings, scan.brain),
         on_truth_grid=lambda probability, image, case: on_grid_of(case.truth, probability, image),
@@ -171,10 +161,10 @@ def what_it_costs(scores: pd.DataFrame, names: Sequence[str]) -> str:
         rows.append(
             [
                 name,
-                *(mean_said(list(ours[level])) for level in SHOWN_MM),
-                mean_said(list(loss)),
+                *(mean_said(list(ours[level]), 2) for level in SHOWN_MM),
+                mean_said(list(loss), 2),
                 "1" if ours is plain else ratio_said(loss.to_numpy(), plain_loss.to_numpy()),
-                *("–" if ours is plain else mean_said(list(ours[at] - plain[at]), sign="+") for at in SHOWN_MM),
+                *("–" if ours is plain else mean_said(list(ours[at] - plain[at]), 2, sign="+") for at in SHOWN_MM),
             ]
         )
     return markdown(rows)
@@ -240,19 +230,21 @@ def main() -> None:
             Path(folder).name: how for folder, how in cohort_plan(asked.subjects, asked.seed, asked.real).items()
         }
         settings = LesionPreprocess.model_validate({"spacing_mm": asked.spacing, "skull_strip": asked.skull_strip})
-        judged = assessment(asked.networks, kept, train, sources, settings)
         resolution = LesionResolution(axes=("k", "i", "j"), interpolation=asked.interpolation, workers=asked.workers)
         study = slice_study(LesionParams(resolution=resolution), asked.seed)
         people = [subject.participant_id for subject in chosen]
-        state = kept / f"study-{asked.interpolation}-{len(people)}"
-        done = study_subjects(judged, study, people, state)
+        done = []
+        for name in asked.networks:  # one by one, so that another network does not ask the others again
+            judged = assessment(name, kept, train, sources, settings)
+            state = kept / name.replace(", ", "-") / f"study-{asked.interpolation}-{len(people)}"
+            done += study_subjects(judged, study, people, state)
         volumes = {
             subject.participant_id: float((subject.load()[1] > 0).sum() * np.prod(subject.spacing_mm()) / 1000)
             for subject in chosen
         }
         tables = study_tables([row for one in done for row in one["rows"]], judged, study.level_name, volumes)
         for name, table in tables.named().items():
-            write_table(state / f"{name}.csv", table)
+            write_table(kept / f"{name}.csv", table)
         seconds = {name: sum(one["seconds"][name] for one in done) for name in ("predict", "all")}
         print(f"\n{len(people)} of the {len(test)} test subjects; anything but prediction took", end=" ")
         print(f"{1 - seconds['predict'] / seconds['all']:.0%} of the study's {seconds['all'] / 60:.0f} min\n")

@@ -258,7 +258,7 @@ def lesion_scores(
         raise InputError(f"The tolerance of the surface Dice is {tolerance_mm} mm: give a length of 0 mm or more.")
     scores: Scores = {}
     whole_true = true
-    box = _bounding_box(predicted | true)
+    box = bounding_box(predicted | true)
     predicted, true = predicted[box], true[box]
     both = predicted & true
     shared, n_predicted, n_true = (int(np.count_nonzero(mask)) for mask in (both, predicted, true))
@@ -320,7 +320,7 @@ def lesion_detections(prediction: ArrayLike, truth: ArrayLike, spacing_mm: Array
     [(0.125, False), (8.0, True)]
     """
     predicted, true, spacing = _masks(prediction, truth, spacing_mm)
-    box = _bounding_box(true)
+    box = bounding_box(true)
     components = _Components(predicted[box], true[box], connectivity=3)
     found = np.isin(np.arange(1, components.n_true + 1), components.true_of)
     volumes_ml = components.true_sizes[1:] * (float(np.prod(spacing)) / 1000)
@@ -545,7 +545,7 @@ def structural_similarity(
     .. [1] Wang et al. 2004, IEEE Trans Image Process 13:600-612.
     """
     inside = np.asarray(mask).astype(bool)
-    box = _bounding_box(inside)
+    box = bounding_box(inside)
     inside = inside[box]
     x, y = (np.where(inside, np.asarray(values, dtype=np.float64)[box], 0.0) for values in (prediction, reference))
 
@@ -645,7 +645,7 @@ class _Components:
 
 def _labelled(mask: NDArray[np.bool_], structure: NDArray[np.bool_]) -> tuple[NDArray[np.int32], int]:
     """`ndimage.label`, which costs by the grid, within the box that holds the mask."""
-    box = _bounding_box(mask)
+    box = bounding_box(mask)
     labels = np.zeros(mask.shape, np.int32)
     return labels, int(ndimage.label(mask[box], structure, output=labels[box]))
 
@@ -656,7 +656,7 @@ def _f1(found: int, invented: int, missed: int) -> float:
 
 def _surface_points(mask: NDArray[Any], spacing: NDArray[np.float64]) -> NDArray[np.float64]:
     whole = np.asarray(mask, dtype=bool)
-    box = _bounding_box(whole)
+    box = bounding_box(whole)
     padded = np.pad(whole[box], 1)
     flat = padded.ravel()
     inside = np.flatnonzero(flat)
@@ -667,7 +667,7 @@ def _surface_points(mask: NDArray[Any], spacing: NDArray[np.float64]) -> NDArray
     return (voxels + [part.start for part in box]) * spacing
 
 
-def _bounding_box(mask: NDArray[np.bool_]) -> tuple[slice, ...]:
+def bounding_box(mask: NDArray[np.bool_]) -> tuple[slice, ...]:
     """The slices around all true voxels; of zero length when there are none."""
     box: list[slice] = []
     for axis in range(mask.ndim):

@@ -8,6 +8,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage
 
 from reperfuse.errors import InputError
+from reperfuse.evaluation.metrics import bounding_box
 
 THRESHOLDS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 """Probabilities that are tried; Dice is flat between them where a network is sure of itself."""
@@ -37,10 +38,12 @@ class OperatingPoint:
         mask = np.asarray(probability) > self.probability_threshold
         if self.smallest_ml <= 0:
             return mask
-        labels, _ = ndimage.label(mask, _ALL_TOUCH)
-        keep = np.bincount(labels.ravel()) * _voxel_ml(spacing_mm) >= self.smallest_ml
+        box = bounding_box(mask)  # labelling costs by the grid
+        labels, _ = ndimage.label(mask[box], _ALL_TOUCH)
+        keep = np.bincount(labels.ravel(), minlength=1) * _voxel_ml(spacing_mm) >= self.smallest_ml
         keep[0] = False
-        return np.asarray(keep[labels])
+        mask[box] = keep[labels]
+        return mask
 
 
 def dice_by_point(
