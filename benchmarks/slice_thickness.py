@@ -33,7 +33,6 @@ from reperfuse.evaluation.metrics import lesion_detections, lesion_scores
 from reperfuse.evaluation.operating_point import OperatingPoint, best_point, dice_by_point
 from reperfuse.evaluation.resolution import LESIONS
 from reperfuse.files import write_json
-from reperfuse.imaging.volume import Volume
 from reperfuse.networks import build_network, load_network, save_network
 from reperfuse.params import LesionParams, LesionPreprocess, LesionResolution
 from reperfuse.stages.assessment import Assessment, Case
