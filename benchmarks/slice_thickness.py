@@ -33,7 +33,7 @@ from reperfuse.evaluation.metrics import lesion_detections, lesion_scores
 from reperfuse.evaluation.operating_point import OperatingPoint, best_point, dice_by_point
 from reperfuse.evaluation.resolution import LESIONS
 from reperfuse.files import write_json
-from reperfuse.networks import build_network, load_network, save_network
+from reperfuse.networks import build_network, initialise, load_network, save_network
 from reperfuse.params import LesionParams, LesionPreprocess, LesionResolution
 from reperfuse.stages.assessment import Assessment, Case
 from reperfuse.stages.demo_lesion import lesion_subject
@@ -60,7 +60,14 @@ class Entry:
     network: str
     acquisition: str = "none"
     settings: dict[str, Any] = field(default_factory=dict)
+    start: str | None = None
+    """The entry whose weights it starts from, for half as many samples; None starts anew."""
 
+
+LATER: dict[str, Any] = {"learning_rate": COMMON["learning_rate"] / 2}
+"""Of a training that goes on from another."""
+
+HALF: dict[str, Any] = LATER | {"acquisition_share": 0.5}
 
 STRONG: dict[str, Any] = {"schedule": "polynomial", "ema": 0.99}
 
@@ -72,8 +79,17 @@ ENTRIES = {
     "unet3d, synthseg": Entry("unet3d", "synthseg"),
     "unet3d, low_resolution": Entry("unet3d", "low_resolution"),
     "unet3d, anisotropy": Entry("unet3d", "anisotropy"),
+    "unet3d, longer": Entry("unet3d", settings=LATER, start="unet3d"),
+    "unet3d, then half slices": Entry("unet3d", "slices", HALF, start="unet3d"),
+    "dynunet, longer": Entry("dynunet", settings=STRONG | LATER, start="dynunet"),
+    "dynunet, then half slices": Entry("dynunet", "slices", STRONG | HALF, start="dynunet"),
 }
 """Name → entry; the plain one of each network is what its others are compared with."""
+
+
+def kept_in(kept: Path, name: str) -> Path:
+    """The folder of an entry."""
+    return kept / name.replace(", ", "-").replace(" ", "-")
 
 
 def train_one(name: str, train: list[Subject], samples: int, seed: int, edge: int, folder: Path) -> None:
@@ -82,6 +98,9 @@ def train_one(name: str, train: list[Subject], samples: int, seed: int, edge: in
     settings = RECIPE | entry.settings | {"acquisition": entry.acquisition, "seed": seed, "patch_size": (edge,) * 3}
     torch.manual_seed(seed)
     network = build_network(entry.network, **SMALL)
+    if entry.start is not None:
+        initialise(network, kept_in(folder.parent, entry.start))
+        samples //= 2
     started = time.monotonic()
     epochs = max(1, round(samples / settings["batch_size"] / STEPS_PER_EPOCH))
     done = fit(network, train, settings=FitSettings(epochs=epochs, **settings), state_dir=folder / "state")
@@ -113,7 +132,7 @@ def assessment(
     name: str, kept: Path, train: list[Subject], sources: Mapping[str, dict[str, Any]], settings: LesionPreprocess
 ) -> Assessment:
     """A trained entry as the lesion arm judges a model, with the images and masks of `sources` at 1 mm."""
-    network, described = load_network(kept / name.replace(", ", "-"))
+    network, described = load_network(kept_in(kept, name))
     answer = partial(_answer, network, described["extra"]["activation"])
     # Not the subjects that are studied, and few: a threshold is one number.
     point = operating_point_of(answer, train[:: max(1, len(train) // 20)])
@@ -216,10 +235,10 @@ def main() -> None:
         kept = out / "slices" / subjects[0].folder.parent.name / f"{asked.samples}-samples"
         if asked.one:
             edge = patch_edge(asked.spacing)
-            train_one(asked.one, train, asked.samples, asked.seed, edge, kept / asked.one.replace(", ", "-"))
+            train_one(asked.one, train, asked.samples, asked.seed, edge, kept_in(kept, asked.one))
             return
         for name in asked.networks:
-            if not (kept / name.replace(", ", "-") / "done.json").exists():
+            if not (kept_in(kept, name) / "done.json").exists():
                 subprocess.run([sys.executable, __file__, *sys.argv[1:], "--out", str(out), "--one", name], check=True)
         if asked.train_only:
             return
@@ -235,7 +254,7 @@ def main() -> None:
         done = []
         for name in asked.networks:  # one by one, so that another network does not ask the others again
             judged = assessment(name, kept, train, sources, settings)
-            state = kept / name.replace(", ", "-") / f"study-{asked.interpolation}-{len(people)}"
+            state = kept_in(kept, name) / f"study-{asked.interpolation}-{len(people)}"
             done += study_subjects(judged, study, people, state)
         volumes = {
             subject.participant_id: float((subject.load()[1] > 0).sum() * np.prod(subject.spacing_mm()) / 1000)

@@ -155,6 +155,18 @@ def test_a_sample_knows_the_size_of_its_voxels(subject: Subject, monkeypatch: py
     assert asked == [(2.0, 2.0, 2.0)]
 
 
+def test_only_its_share_of_the_samples_is_made_coarser(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+    reached = []
+    monkeypatch.setitem(ACQUISITIONS, "slices", lambda image, spacing_mm, rng: reached.append(1) or image)
+    for share, low, high in ((0.0, 0, 0), (0.5, 18, 42), (1.0, 60, 60)):
+        reached.clear()
+        samples = PatchSamples(
+            [subject], n_samples=60, patch_size=(8, 8, 8), acquisition="slices", acquisition_share=share
+        )
+        assert all(samples[index]["image"].shape == (1, 8, 8, 8) for index in range(60))
+        assert low <= len(reached) <= high
+
+
 def test_an_unknown_acquisition_and_one_of_single_slices_are_refused(subject: Subject) -> None:
     with pytest.raises(InputError, match="choose one of none, slices"):
         PatchSamples([subject], n_samples=1, acquisition="thick")

@@ -159,6 +159,7 @@ class Train(Section):
         description="coarser images on the fly, masks as they are: `slices` are 1 to 10 mm thick along a random axis, "
         "the others what SynthSeg, TorchIO and nnU-Net do",
     )
+    acquisition_share: float = Field(1.0, ge=0, le=1, description="of the samples that `acquisition` reaches")
     optimiser: Literal["adam", "adamw"] = Field(description="gradient descent rule")
     schedule: Literal["constant", "cosine", "polynomial"] = Field(description="learning rate over the training")
     learning_rate: float = Field(gt=0, description="initial step size")

@@ -246,7 +246,7 @@ def size_curve(
     facet = FACETS[level_name]
     known = scores["participant_id"].map(dict(volumes_ml))
     placed = scores.assign(stratum=pd.Categorical(volume_class(known), categories=VOLUME_CLASSES, ordered=True))
-    placed = placed.dropna(subset=["stratum"]).sort_values("stratum", kind="stable")
+    placed = placed.sort_values("stratum", kind="stable")
     table = summarise(placed, metrics=metrics, by=("stratum", "method", facet, level_name), seed=seed)
     return table.astype({"stratum": str})
 

@@ -64,6 +64,8 @@ class FitSettings:
     augment: str = "none"
     acquisition: str = "none"
     """How the images of samples are made coarser, a name in `training.acquisition.ACQUISITIONS`."""
+    acquisition_share: float = 1.0
+    """Share of the samples that are."""
     validate_every: int = 0
     """Epochs between validations; 0 validates at the end only. The last epoch is always validated."""
     keep_best: bool = False
@@ -157,6 +159,7 @@ def fit(
         sampling=settings.sampling,
         augment=settings.augment,
         acquisition=settings.acquisition,
+        acquisition_share=settings.acquisition_share,
         seed=settings.seed,
     )
     loader = DataLoader(

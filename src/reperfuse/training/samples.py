@@ -133,6 +133,8 @@ class PatchSamples(Dataset):
         Name in `AUGMENTATIONS`.
     acquisition
         Name in `ACQUISITIONS`: how the image of a sample is made coarser before that.
+    acquisition_share
+        Share of the samples that are; the others stay as they are.
 
     Raises
     ------
@@ -151,6 +153,7 @@ class PatchSamples(Dataset):
         sampling: Sampling | None = None,
         augment: str = "none",
         acquisition: str = "none",
+        acquisition_share: float = 1.0,
         seed: int = 0,
     ) -> None:
         if not subjects:
@@ -173,6 +176,7 @@ class PatchSamples(Dataset):
         self.sampling = sampling
         self.augment = AUGMENTATIONS[augment]
         self.acquisition = ACQUISITIONS[acquisition]
+        self.acquisition_share = 0.0 if acquisition == "none" else acquisition_share
         self.seed = seed
         self._spacing_mm: dict[int, Sequence[float]] = {}
         self._remembered: OrderedDict[int, np.ndarray] = OrderedDict()
@@ -198,7 +202,7 @@ class PatchSamples(Dataset):
             else turned_window(parts, target, mask, corner, size, pose)
         )
         image, target, mask = arrays
-        if self.acquisition is not ACQUISITIONS["none"]:
+        if self.acquisition_share and rng.random() < self.acquisition_share:
             image = self.acquisition(image, self._spacing_of(number), rng)
         image, target, mask = self.augment.finish((image, target, mask), rng)
         # Copied where need be: a memory-mapped array is read-only, and a flipped one has negative strides.
