@@ -247,7 +247,7 @@ def test_undefined_scores_make_a_row_without_numbers():
     table = of_one_metric([np.nan] * 12)
     found = hypothesis_tests(table, samples=50).iloc[0]
     assert (found["n"], found["verdict"]) == (0, "too few to tell") and np.isnan(found["p_adjusted"])
-    assert found["sentence"] == ("At 10 mm slices along k there are 0 subjects to compare with 1 mm: too few to tell.")
+    assert found["sentence"] == ("At 10 mm slices along k, 0 subjects can be compared with 1 mm: too few to tell.")
 
 
 @pytest.mark.parametrize("level_name", HYPOTHESES)

@@ -248,7 +248,7 @@ def _sentence(row: Mapping[Any, Any], hypothesis: Hypothesis, level_name: str) -
         where += f" and an SNR of {row['facet']:g}"
     subjects = f"{row['n']:.0f} subject{'' if row['n'] == 1 else 's'}"
     if row["n"] < 2:
-        return f"{where} there are {subjects} to compare with {row['finest']:g} {level_unit}: {row['verdict']}."
+        return f"{where}, {subjects} can be compared with {row['finest']:g} {level_unit}: {row['verdict']}."
     who = "the model" if row["method"] == MODEL else row["method"]
     note = METRICS[hypothesis.metric]
     unit = f" {note.unit}" if note.unit else ""

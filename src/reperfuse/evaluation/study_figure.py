@@ -146,9 +146,14 @@ def _limit_panel(drawing: Axes, limits: pd.DataFrame, level_name: str) -> None:
     x, y = known[level_name].to_numpy(float), known["volume_ml"].to_numpy(float)
     drawing.set_yscale("log")
     drawing.plot(x, y, color=BLUE, marker="o", markersize=4.5, linewidth=1.8)
-    low, high = (known[end].to_numpy(float) for end in ("low", "high"))
-    drawing.fill_between(x, np.where(np.isfinite(low), low, y), np.where(np.isfinite(high), high, y), color=BLUE,
-                         alpha=0.18, linewidth=0)  # fmt: skip
+    # An end that lies beyond the lesions there were is drawn to the edge.
+    ends = known[["volume_ml", "low", "high"]].to_numpy(float).ravel()
+    ends = ends[np.isfinite(ends)]
+    if ends.size:
+        edges = float(ends.min()) / 2, float(ends.max()) * 2
+        low, high = (known[end].fillna(edge).to_numpy(float) for end, edge in zip(("low", "high"), edges, strict=True))
+        drawing.fill_between(x, low, high, color=BLUE, alpha=0.18, linewidth=0)
+        drawing.set_ylim(*edges)
     for row in rows[rows["volume_ml"].isna()].to_dict("records"):
         drawing.annotate(
             "?", (row[level_name], 0.5), xycoords=("data", "axes fraction"), ha="center", color="#6B7280"
@@ -156,7 +161,7 @@ def _limit_panel(drawing: Axes, limits: pd.DataFrame, level_name: str) -> None:
     drawing.yaxis.set_major_locator(LogLocator(10, subs=(1, 2, 5)))
     drawing.yaxis.set_minor_locator(NullLocator())
     drawing.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    drawing.set_title("Half of lesions found from [mL]", loc="left")
+    drawing.set_title("Found in half the cases [mL]", loc="left")
 
 
 def _in_words(here: pd.DataFrame, metric: str, level_name: str, at: Any, limits: pd.DataFrame) -> str:

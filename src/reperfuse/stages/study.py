@@ -313,7 +313,7 @@ def study_page(tables: StudyTables, asked: Assessment, level_name: str, model: s
     """The study in words, Markdown: the verdict on each hypothesis, then the smallest lesions still found."""
     lines = [f"# Resolution study of {model or 'the model of the pipeline'}, {asked.arm} arm", ""]
     for facet, part in tables.hypotheses.groupby(FACETS[level_name], sort=False):
-        lines += [f"## {facet_label(level_name, facet).capitalize()}", ""]
+        lines += [f"## {_capital(facet_label(level_name, facet))}", ""]
         lines += [f"- {sentence}" for sentence in part["sentence"]] + [""]
     if tables.detection is None:
         return "\n".join(lines)
@@ -322,6 +322,10 @@ def study_page(tables: StudyTables, asked: Assessment, level_name: str, model: s
         lines += [f"## Smallest lesion still found in half the cases, {facet_label(level_name, facet)}", ""]
         lines += [f"- {row[level_name]:g}: {row['said']}" for row in part.to_dict("records")] + [""]
     return "\n".join(lines)
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def log_study(run: tracking.Run, tables: StudyTables, level_name: str) -> None:
