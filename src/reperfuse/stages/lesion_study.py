@@ -25,7 +25,8 @@ def slice_study(settings: LesionParams, seed: int) -> Study:
     levels = {first: tuple(sorted(asked.thickness_mm))}
     aside = asked.other_axes_mm or asked.thickness_mm
     levels |= {axis: tuple(sorted({min(asked.thickness_mm), *aside})) for axis in others}
-    how: dict[str, Any] = {"profile": named_profile(asked.profile), "interpolation": asked.interpolation}
+    profile = named_profile(asked.profile)
+    how: dict[str, Any] = {"profile": profile, "interpolation": asked.interpolation}
 
     def spacing(thickness: float) -> float:
         return thickness + asked.gap_mm
@@ -67,6 +68,11 @@ def slice_study(settings: LesionParams, seed: int) -> Study:
         reach=reach,
         on_coarse_grid=on_thick_grid,
         sizes="lesion_volume_ml",
-        about={"seed": seed, **asked.model_dump(exclude={"workers"}), **settings.evaluate.model_dump()},
+        about={
+            "seed": seed,
+            **asked.model_dump(exclude={"workers"}),
+            "profile": np.asarray(profile).tolist(),  # what a file holds, not its name
+            **settings.evaluate.model_dump(),
+        },
         workers=asked.workers,
     )

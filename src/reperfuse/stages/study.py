@@ -130,9 +130,9 @@ def resolution_arm(
             f"{asked.arm}.resolution of params.yaml."
         )
     seconds = {name: sum(of_subject["seconds"][name] for of_subject in done) for name in ("predict", "all")}
-    cohort = read_cohort(asked.arm)
-    volumes = dict(zip(cohort["participant_id"], cohort[study.sizes].astype(float), strict=True))
-    tables = study_tables(rows, asked, study.level_name, volumes)
+    # A subject's sessions count as one, with the sum of their volumes.
+    volumes = read_cohort(asked.arm).groupby("participant_id")[study.sizes].sum(min_count=1)
+    tables = study_tables(rows, asked, study.level_name, {str(who): float(ml) for who, ml in volumes.items()})
     _say_undefined(tables.scores, asked.metric, study.level_name)
     for name, table in tables.named().items():
         write_table(folder / f"{name}.csv", table)
@@ -320,7 +320,8 @@ def study_page(tables: StudyTables, asked: Assessment, level_name: str, model: s
     ours = tables.detection[tables.detection["method"] == MODEL]
     for facet, part in ours.groupby(FACETS[level_name], sort=False):
         lines += [f"## Smallest lesion still found in half the cases, {facet_label(level_name, facet)}", ""]
-        lines += [f"- {row[level_name]:g}: {row['said']}" for row in part.to_dict("records")] + [""]
+        unit = level_name.rsplit("_", 1)[-1]
+        lines += [f"- {row[level_name]:g} {unit}: {row['said']}" for row in part.to_dict("records")] + [""]
     return "\n".join(lines)
 
 
