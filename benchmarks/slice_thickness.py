@@ -23,12 +23,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
 import pandas as pd
 import torch
 from lesion_networks import COMMON, PATCHES, SMALL, markdown, mean_said, patch_edge
+from matplotlib.figure import Figure
 from phantom_cohort import STEPS_PER_EPOCH, cohort_arguments, cohort_plan, halves, make_cohort
 
+from reperfuse.evaluation.drawing import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, STYLE, VERMILION
+from reperfuse.evaluation.hypotheses import hypothesis_tests
 from reperfuse.evaluation.metrics import lesion_detections, lesion_scores
 from reperfuse.evaluation.operating_point import OperatingPoint, best_point, dice_by_point
 from reperfuse.evaluation.resolution import LESIONS
@@ -215,6 +219,29 @@ def what_is_missed(tables: StudyTables, names: Sequence[str]) -> str:
     return markdown(rows)
 
 
+def figure_of(curves: pd.DataFrame, names: Sequence[str], title: str) -> Figure:
+    """Mean Dice against slice thickness along k with intervals: a panel per network, the plain training dashed."""
+    families = list(dict.fromkeys(name.split(", ")[0] for name in names))
+    here = curves[(curves["metric"] == "dice") & (curves["axis"] == "k")]
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(4.6 * len(families), 3.6), layout="constrained")
+        panels = figure.subplots(1, len(families), sharey=True, squeeze=False)[0]
+        for family, panel in zip(families, panels, strict=True):
+            own = [name for name in names if name.split(", ")[0] == family]
+            for name, colour in zip(own, (GREY, BLUE, ORANGE, GREEN, PURPLE, VERMILION, SKY), strict=False):
+                rows = here[here["method"] == name].sort_values("thickness_mm")
+                label = name.removeprefix(family).removeprefix(", ") or "as usual"
+                x = rows["thickness_mm"].to_numpy(float)
+                panel.plot(x, rows["mean"], color=colour, marker="o", markersize=4, label=label,
+                           linestyle="--" if name == family else "-")  # fmt: skip
+                panel.fill_between(x, rows["low"], rows["high"], color=colour, alpha=0.1, linewidth=0)
+            panel.set(title=family, xlabel="Slice thickness [mm]", xticks=sorted(here["thickness_mm"].unique()))
+            panel.legend(title="trained", loc="lower left")
+        panels[0].set(ylabel="Mean Dice", ylim=(0, None))
+        figure.suptitle(title, x=0.01, ha="left", fontsize=10)
+    return figure
+
+
 def main() -> None:
     """Make the cohort, train each entry in a process of its own, study, print."""
     parser = cohort_arguments(__doc__, minutes=0.0)
@@ -224,6 +251,7 @@ def main() -> None:
     parser.add_argument(
         "--interpolation", default="linear", help="of thick slices at test time: linear, nearest, cubic"
     )
+    parser.add_argument("--figure", type=Path, help="PNG file with the curves")
     parser.add_argument("--workers", type=int, default=1, help="subjects studied at once")
     parser.add_argument("--train-only", action="store_true", help="stop before the study")
     parser.add_argument("--one", help=argparse.SUPPRESS)
@@ -267,6 +295,14 @@ def main() -> None:
         print(f"\n{len(people)} of the {len(test)} test subjects; anything but prediction took", end=" ")
         print(f"{1 - seconds['predict'] / seconds['all']:.0%} of the study's {seconds['all'] / 60:.0f} min\n")
         print(what_it_costs(tables.scores, asked.networks), what_is_missed(tables, asked.networks), sep="\n\n")
+        for name in asked.networks:
+            print(f"\n{name}:")
+            tests = hypothesis_tests(tables.scores, method=name)
+            print("\n".join(f"- {sentence}" for sentence in tests.loc[tests["axis"] == "k", "sentence"]))
+        if asked.figure:
+            kind = "Real lesions in a real T1w" if asked.real else "Phantoms"
+            title = f"{kind}, {len(people)} subjects, {asked.spacing:g} mm networks; bands: 95 % interval of the mean"
+            figure_of(tables.curve, asked.networks, title).savefig(asked.figure, dpi=110)
 
 
 if __name__ == "__main__":

@@ -270,8 +270,13 @@ def test_a_study_of_a_registered_model_goes_beside_the_pipelines_own(spare: Work
     before = (spare.root / "results/perfusion/resolution/scores.csv").read_bytes()
     spare.run("reperfuse", "resolution", "perfusion", "--model", "models:/perfusion@champion", "--out", "study")
     assert (spare.root / "study" / "scores.csv").read_bytes() == before
-    refused = spare.run("reperfuse", "resolution", "perfusion", "--model", "models/perfusion", check=False)
-    assert refused.returncode == 2 and "--out" in refused.stderr
+    spare.run("reperfuse", "resolution", "perfusion", "--model", "models/perfusion")
+    beside = spare.root / "results/perfusion/resolution-of-models-perfusion"
+    assert (beside / "scores.csv").read_bytes() == before
+    assert (spare.root / "results/perfusion/resolution/scores.csv").read_bytes() == before
+    # It has no report: its pictures lie beside its tables, and its run is its own.
+    assert {path.name for path in beside.glob("*.png")} == {"resolution_snr50.png", "resolution_snr20.png"}
+    assert read_json(beside / "run.json")["run_id"] != read_json(spare.root / "models/perfusion/run.json")["run_id"]
 
 
 def test_a_rival_is_judged_beside_the_model_and_decides_nothing(spare: Workspace) -> None:
