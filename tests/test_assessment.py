@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from studied import PATIENTS, StoodIn, error_study
 
 from reperfuse.stages import assessment
 from reperfuse.stages.assessment import evaluate_arm
-from tests.studied import PATIENTS, StoodIn, error_study
 
 
 def test_on_the_hold_out_a_method_without_a_map_has_no_file_and_no_score(

@@ -14,6 +14,7 @@ import yaml
 from conftest import Workspace
 
 from reperfuse.evaluation.operating_point import SMALLEST_ML, THRESHOLDS
+from reperfuse.files import read_json
 from reperfuse.stages.lesion_input import operating_point
 
 ARMS = ("lesion", "perfusion")

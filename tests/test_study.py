@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from studied import PATIENTS, StoodIn, error_study
 
 from reperfuse.errors import InputError
 from reperfuse.evaluation.resolution import curve, study_table
@@ -14,7 +15,6 @@ from reperfuse.imaging.volume import Volume
 from reperfuse.stages import study as room
 from reperfuse.stages.assessment import Assessment
 from reperfuse.stages.study import Study, log_curves, resolution_arm, study_scalars
-from tests.studied import PATIENTS, StoodIn, error_study
 
 
 @pytest.fixture(autouse=True)
