@@ -1,6 +1,7 @@
 """Pictures show the right side, the right slice and the right numbers, and leave pyplot alone."""
 
 import io
+import warnings
 import sys
 
 import matplotlib
@@ -216,3 +217,24 @@ def test_drawing_leaves_pyplot_and_its_settings_alone(scores):
     assert dict(matplotlib.rcParams) == before
     pyplot = sys.modules.get("matplotlib.pyplot")
     assert pyplot is None or not any(pyplot.figure(number) is figure for number in pyplot.get_fignums())
+
+
+def test_the_smallest_lesion_found_has_a_panel_where_a_number_is_known_and_words_anywhere():
+    rows = [
+        {"participant_id": f"sub-{n}", "method": "model", "axis": "k", "thickness_mm": level, "dice": 0.5,
+         "false_negative_ml": 2.0, "false_positive_ml": 1.0}
+        for n in range(3) for level in (1.0, 10.0)
+    ]  # fmt: skip
+    limits = pd.DataFrame(
+        {"method": "model", "axis": "k", "thickness_mm": [1.0, 10.0], "volume_ml": [0.5, np.nan], "low": [0.2, np.nan],
+         "high": [np.nan, np.nan], "said": ["half found at 0.5 mL", "none of 4 lesions found"]}
+    )  # fmt: skip
+    known = study_panels(curve(study_table(rows)), "dice", detection=limits)
+    unknown = study_panels(curve(study_table(rows)), "dice", detection=limits.assign(volume_ml=np.nan))
+    assert [len(known.axes), len(unknown.axes)] == [3, 2]
+    assert "?" in {text.get_text() for text in known.axes[2].texts} and known.axes[2].get_xlim()[1] > 10
+    for figure in (known, unknown):
+        assert "none of 4 lesions found at 10" in figure.get_label()
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # a layout that collapses is a warning
+            figure.savefig(io.BytesIO())

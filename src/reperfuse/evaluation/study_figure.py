@@ -50,7 +50,7 @@ def study_panels(
     metric
         Of the first panel, which shows every method; the other panels show `method` alone.
     detection
-        Table of `detection.detection_limit`; without one, or where it says nothing, the third panel is left out.
+        Table of `detection.detection_limit`; without one, or where no level has a number, the third panel is left out.
 
     Returns
     -------
@@ -62,7 +62,8 @@ def study_panels(
     limits = pd.DataFrame() if detection is None else detection[(detection[facet] == at)]
     limits = limits[limits["method"] == method] if len(limits) else limits
     volumes = [one for one in OF_THE_MODEL[level_name] if one[0] in set(here["metric"])]
-    panels = ["score", *(["volumes"] if volumes else []), *(["limit"] if len(limits) else [])]
+    known = len(limits) > 0 and limits["volume_ml"].notna().any()
+    panels = ["score", *(["volumes"] if volumes else []), *(["limit"] if known else [])]
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(1.2 + 3.0 * len(panels), 3.6), layout="constrained")
         drawings = figure.subplots(1, len(panels), squeeze=False, width_ratios=[1.35, 1, 1][: len(panels)])[0]
@@ -80,6 +81,8 @@ def study_panels(
             levels = sorted(here[level_name].unique())
             drawing.xaxis.set_major_locator(FixedLocator(levels))
             drawing.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            margin = 0.05 * (levels[-1] - levels[0]) or 1.0
+            drawing.set_xlim(levels[0] - margin, levels[-1] + margin)
             drawing.set_xlabel(LEVEL_LABELS[level_name])
         counts = here.loc[(here["metric"] == metric) & (here["n"] > 0), "n"].astype(int)
         n = " to ".join(str(count) for count in dict.fromkeys((counts.min(), counts.max()))) if len(counts) else "0"
