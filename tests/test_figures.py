@@ -1,8 +1,8 @@
 """Pictures show the right side, the right slice and the right numbers, and leave pyplot alone."""
 
 import io
-import warnings
 import sys
+import warnings
 
 import matplotlib
 import numpy as np
