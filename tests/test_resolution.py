@@ -271,3 +271,10 @@ def test_facets_stay_in_the_order_of_the_study_and_a_plot_shows_the_first():
     assert list(curves["axis"].unique()) == ["k", "i"]
     line = model_curve(curves)
     assert line["thickness_mm"].tolist() == list(LEVELS) and line["dice"].min() > 0
+
+
+def test_scores_stand_in_the_usual_order_whatever_that_of_the_rows():
+    row = {"participant_id": "sub-1", "method": "model", "axis": "k", "thickness_mm": 2.0}
+    scores = {"dice": 0.5, "hd95_mm": 3.0, "false_negative_ml": 1.0, "dice_thick": 0.6}
+    backwards = row | dict(sorted(scores.items(), reverse=True))
+    assert list(study_table([backwards]).columns) == list(study_table([row | scores]).columns) == [*row, *scores]

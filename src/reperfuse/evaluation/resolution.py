@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from reperfuse.evaluation.metrics import METRICS
+from reperfuse.evaluation.metrics import METRICS, THICK_GRID
 from reperfuse.evaluation.paired import holm, paired_comparison
 from reperfuse.evaluation.summary import (
     MODEL,
@@ -161,7 +161,10 @@ def study_table(rows: Iterable[Row], *, level_name: str = "thickness_mm") -> pd.
     if table.empty:
         return pd.DataFrame(columns=identity)
     # A metric that is undefined for everyone arrives as a column of None.
+    usual = {name: place for place, name in enumerate([*METRICS, *THICK_GRID.values()])}
     metrics = [column for column in table.columns if column not in identity]
+    # In the usual order, whatever that of the rows, which a file may have sorted.
+    metrics.sort(key=lambda name: usual.get(name, len(usual)))
     return table.astype(dict.fromkeys(metrics, float))[identity + metrics]
 
 
