@@ -336,10 +336,7 @@ def dice(prediction: ArrayLike, truth: ArrayLike) -> float:
     0.5
     """
     predicted, true = np.asarray(prediction).astype(bool), np.asarray(truth).astype(bool)
-    if predicted.shape != true.shape:
-        raise InputError(
-            f"The prediction has shape {predicted.shape} and the truth {true.shape}: bring both to one grid first."
-        )
+    _check_one_grid(predicted, true)
     marked = int(np.count_nonzero(predicted)) + int(np.count_nonzero(true))
     return 2 * int(np.count_nonzero(predicted & true)) / marked if marked else 1.0
 
@@ -681,11 +678,15 @@ def _masks(
     prediction: ArrayLike, truth: ArrayLike, spacing_mm: ArrayLike
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_], NDArray[np.float64]]:
     predicted, true, spacing = _mask(prediction, "prediction"), _mask(truth, "truth"), _spacing(spacing_mm)
+    _check_one_grid(predicted, true)
+    return predicted, true, spacing
+
+
+def _check_one_grid(predicted: NDArray[Any], true: NDArray[Any]) -> None:
     if predicted.shape != true.shape:
         raise InputError(
             f"The prediction has shape {predicted.shape} and the truth {true.shape}: bring both to one grid first."
         )
-    return predicted, true, spacing
 
 
 def _mask(values: ArrayLike, name: str) -> NDArray[np.bool_]:
