@@ -318,13 +318,12 @@ def size_table(curves: pd.DataFrame, metric: str, level_name: str) -> Table:
     rows = []
     for stratum, part in ours.groupby("stratum", sort=False):
         cells = [first(part[part[level_name] == level]) for level in levels]
-        rows.append(
-            [str(stratum), *(with_interval(cell, metric) if cell else "–" for cell in cells), f"{part['n'].max()}"]
-        )
+        # Without intervals, which would not fit a page at eight levels: they are in sizes.csv.
+        rows.append([str(stratum), *(number(cell.get("mean"), metric) for cell in cells), f"{part['n'].max()}"])
     unit = level_name.rsplit("_", 1)[-1]
     return {
-        "caption": f"{metric_label(metric)} of the model by true volume, {facet_label(level_name, value)}: mean "
-        "(95 % interval). Small strata raise questions only",
+        "caption": f"Mean {metric_label(metric)} of the model by true volume, {facet_label(level_name, value)}. "
+        "Small strata raise questions only",
         "columns": ["True volume", *(f"{level:g} {unit}" for level in levels), "n"],
         "rows": rows,
     }
