@@ -12,12 +12,20 @@ import pytest
 from matplotlib.figure import Figure
 
 from reperfuse.evaluation import figures as draw
+from reperfuse.evaluation.hypotheses import hypothesis_tests
 from reperfuse.evaluation.metrics import lesion_scores, tmax_scores
 from reperfuse.evaluation.report import RESEARCH_USE, image_uri, render_report
-from reperfuse.evaluation.resolution import curve, resolution_study, study_table
+from reperfuse.evaluation.resolution import curve, resolution_study, size_curve, study_table
 from reperfuse.evaluation.study_figure import study_panels
 from reperfuse.evaluation.summary import ranked_subjects
-from reperfuse.evaluation.tables import resolution_tables, strata_table, validation_table
+from reperfuse.evaluation.tables import (
+    detection_table,
+    hypothesis_table,
+    resolution_tables,
+    size_table,
+    strata_table,
+    validation_table,
+)
 from reperfuse.evaluation.trials import trials_table
 
 SPACING = {"lesion": (3.0, 3.0, 3.0), "perfusion": (4.0, 4.0, 6.0)}
@@ -342,3 +350,22 @@ def test_a_score_that_no_validation_subject_has_is_a_dash() -> None:
     held = pd.DataFrame({"method": "model", "metric": ["dice", "hd95_mm"], "mean": [0.3, np.nan]})
     table = validation_table(validation, held.assign(low=np.nan, high=np.nan), ["dice", "hd95_mm"])
     assert table["rows"] == [["Dice", "0.300 (0.200 to 0.400)", "0.300"], ["HD95 [mm]", "–", "–"]]
+
+
+def test_the_tables_of_a_study_say_change_verdict_size_and_smallest_lesion():
+    rows = [
+        {"participant_id": f"sub-{n}", "method": "model", "axis": "k", "thickness_mm": level,
+         "dice": 0.8 - 0.01 * n - level / 50, "false_negative_ml": 0.1 * n * level}
+        for n in range(12) for level in (1.0, 10.0)
+    ]  # fmt: skip
+    scores = study_table(rows)
+    tests = hypothesis_table(hypothesis_tests(scores), "thickness_mm")
+    assert [row[1] for row in tests["rows"]] == ["Dice", "False negative volume [mL]"]
+    assert tests["rows"][0][3] == "−0.180" and {row[-1] for row in tests["rows"]} == {"supported"}
+    volumes = {f"sub-{n}": 0.5 if n < 6 else 20.0 for n in range(12)}
+    sizes = size_table(size_curve(scores, volumes, metrics=["dice"]), "dice", "thickness_mm")
+    assert sizes["columns"] == ["True volume", "1 mm", "10 mm", "n"]
+    assert sizes["rows"] == [["< 1 mL", "0.755", "0.575", "6"], ["10–50 mL", "0.695", "0.515", "6"]]
+    methods, said = ["model", "baseline_threshold"], ["half found at 2 mL", "none"]
+    limits = pd.DataFrame({"method": methods, "axis": "k", "thickness_mm": 10.0, "said": said})
+    assert detection_table(limits, "thickness_mm")["rows"] == [["slices along k", "10", "half found at 2 mL", "none"]]
