@@ -139,13 +139,12 @@ def subject_rows(
     for facet, asked in levels.items():
         for level in asked:
             degraded = degrade(subject, level, facet)
-            known = of_first if rows and degraded is first else None
-            first = degraded if not rows else first
+            if not rows:
+                first = degraded
             place = {FACETS[level_name]: facet, level_name: float(level)}
             for method, predicted in methods.items():
-                if known is not None:
-                    scores = known[method]
-                else:
+                scores = of_first.get(method) if degraded is first else None
+                if scores is None:
                     prediction = predicted(degraded)
                     scores = {} if prediction is None else dict(score(prediction, subject, level, facet))
                     if degraded is first:

@@ -143,7 +143,7 @@ def _volume_panel(drawing: Axes, ours: pd.DataFrame, volumes: Sequence[tuple[str
 
 
 def _limit_panel(drawing: Axes, limits: pd.DataFrame, level_name: str) -> None:
-    """Volume at which half of the lesions are found; arrows where it lies outside of what the data hold."""
+    """Volume at which half of the lesions are found; a question mark where it cannot be read off."""
     rows = limits.sort_values(level_name)
     known = rows.dropna(subset=["volume_ml"])
     x, y = known[level_name].to_numpy(float), known["volume_ml"].to_numpy(float)
@@ -152,11 +152,10 @@ def _limit_panel(drawing: Axes, limits: pd.DataFrame, level_name: str) -> None:
     # An end that lies beyond the lesions there were is drawn to the edge.
     ends = known[["volume_ml", "low", "high"]].to_numpy(float).ravel()
     ends = ends[np.isfinite(ends)]
-    if ends.size:
-        edges = float(ends.min()) / 2, float(ends.max()) * 2
-        low, high = (known[end].fillna(edge).to_numpy(float) for end, edge in zip(("low", "high"), edges, strict=True))
-        drawing.fill_between(x, low, high, color=BLUE, alpha=0.18, linewidth=0)
-        drawing.set_ylim(*edges)
+    edges = float(ends.min()) / 2, float(ends.max()) * 2
+    low, high = (known[end].fillna(edge).to_numpy(float) for end, edge in zip(("low", "high"), edges, strict=True))
+    drawing.fill_between(x, low, high, color=BLUE, alpha=0.18, linewidth=0)
+    drawing.set_ylim(*edges)
     for row in rows[rows["volume_ml"].isna()].to_dict("records"):
         drawing.annotate(
             "?", (row[level_name], 0.5), xycoords=("data", "axes fraction"), ha="center", color="#6B7280"

@@ -28,9 +28,6 @@ def slice_study(settings: LesionParams, seed: int) -> Study:
     profile = named_profile(asked.profile)
     how: dict[str, Any] = {"profile": profile, "interpolation": asked.interpolation}
 
-    def spacing(thickness: float) -> float:
-        return thickness + asked.gap_mm
-
     def degrade(scan: Scan, thickness: float, axis: str) -> Scan:
         images = {name: thicker(image, thickness, axis) for name, image in scan.images.items()}
         if all(image is scan.images[name] for name, image in images.items()):
@@ -41,7 +38,7 @@ def slice_study(settings: LesionParams, seed: int) -> Study:
         upright = reorient(image, "RAS")
         if thickness <= upright.spacing_mm[AXES[axis]] * (1 + TOLERANCE):
             return image
-        return thick_slices(upright, thickness, axis, spacing_mm=spacing(thickness), **how)
+        return thick_slices(upright, thickness, axis, spacing_mm=thickness + asked.gap_mm, **how)
 
     def reach(scan: Scan, levels: Mapping[Any, Sequence[float]]) -> Mapping[Any, Sequence[float]]:
         own = reorient(next(iter(scan.images.values())), "RAS").spacing_mm

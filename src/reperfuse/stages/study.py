@@ -138,10 +138,11 @@ def resolution_arm(
         write_table(folder / f"{name}.csv", table)
     write_table(folder / "plot.csv", model_curve(tables.curve, level_name=study.level_name))
     write_json(folder / "metrics.json", tables.scalars)
-    write_text(folder / "study.md", study_page(tables, asked, study.level_name, model))
+    page = study_page(tables, asked, study.level_name, model)
+    write_text(folder / "study.md", page)
     with _run_of(asked.arm, model) as run:
         log_study(run, tables, study.level_name)
-        run.log_text((folder / "study.md").read_text(encoding="utf-8"), "resolution/study.md")
+        run.log_text(page, "resolution/study.md")
         run.log_metrics({"time/resolution_s": seconds["all"], "time/resolution_predict_s": seconds["predict"]})
         known = {"run_id": run.origin, "experiment": run.experiment, "name": run.name}
         write_json(folder / "run.json", known | {"metrics": tables.scalars})
