@@ -40,7 +40,7 @@ _CHATTER = re.compile(
 """What DVC tells a person at a keyboard; noise in the log of a run."""
 
 # One retry: it helps after an out-of-memory kill or a flaky disk, and a long stage resumes where it stopped.
-_step = partial(task, cache_policy=NO_CACHE, retries=1, retry_delay_seconds=10, retry_condition_fn=worth_retrying)
+step = partial(task, cache_policy=NO_CACHE, retries=1, retry_delay_seconds=10, retry_condition_fn=worth_retrying)
 
 
 def stage_names(root: Path, arm: str) -> list[str]:
@@ -49,7 +49,7 @@ def stage_names(root: Path, arm: str) -> list[str]:
     return [name for name in stages if name.startswith(f"{arm}-")]
 
 
-@_step(name="stage")
+@step(name="stage")
 def stage(name: str, force: bool) -> State:
     """The state of one DVC stage: `Unchanged`, `Restored` (from DVC's cache), `Completed`, or failed with a reason."""
     log = run_logger()
@@ -63,19 +63,19 @@ def stage(name: str, force: bool) -> State:
         time.sleep(BUSY_DELAY_S)
 
 
-@_step(name="demo-data")
+@step(name="demo-data")
 def demo_data_in(inbox: str, arm: str) -> State:
     """The state of writing the demo data of one arm as DICOM or NIfTI files."""
     return verb("demo-data", inbox, "--arm", arm)
 
 
-@_step(name="promote")
+@step(name="promote")
 def promote(arm: str) -> State:
     """The state of holding the new model against the champion; the decision is its message."""
     return verb("promote", arm)
 
 
-@_step(name="dvc-experiment")
+@step(name="dvc-experiment")
 def dvc_experiment(arm: str, targets: list[str], force: bool, set_params: dict[str, str]) -> State:
     """The state of a DVC experiment with other values; params.yaml and the workspace stay as they are."""
     values = [f"{key}={value}" for key, value in set_params.items()]
@@ -127,36 +127,56 @@ def _arm(arm: str, chosen: list[str] | None, force: bool, set_params: dict[str, 
     if unknown := {f"{arm}-{one}" for one in chosen or []} - set(names):
         return refused(f"dvc.yaml has no stage {', '.join(sorted(unknown))}, choose from {', '.join(names) or 'none'}.")
 
-    plan: list[tuple[str, Callable[..., Any], tuple[Any, ...]]] = []
+    plan: Plan = []
     if demo_data and not (ROOT / f"data/bids/{arm}.dvc").exists():
-        plan += [(f"{arm}-demo-data", _named(demo_data_in, f"{arm}-demo-data"), ("inbox", arm))]
+        plan += [(f"{arm}-demo-data", named(demo_data_in, f"{arm}-demo-data"), ("inbox", arm))]
         plan += [(f"{arm}-ingest", ingest, (arm,))]
         # As `make demo` does: with a known key, the same invented patients are held out on every machine.
         os.environ.setdefault("REPERFUSE_PSEUDONYM_KEY", DEMO_KEY)
     if set_params:
-        plan += [(f"{arm}-experiment", _named(dvc_experiment, f"{arm}-experiment"), (arm, targets, force, set_params))]
+        plan += [(f"{arm}-experiment", named(dvc_experiment, f"{arm}-experiment"), (arm, targets, force, set_params))]
     else:
-        plan += [(name, _named(stage, name), (name, force)) for name in targets]
+        plan += stage_plan(targets, force)
         if not chosen:
-            plan += [(f"{arm}-promote", _named(promote, f"{arm}-promote"), (arm,))]
+            plan += [(f"{arm}-promote", named(promote, f"{arm}-promote"), (arm,))]
 
-    outcomes: dict[str, State] = {}
-    for name, call, arguments in plan:
-        # `wait_for` draws the order in the run's graph.
-        state = call(*arguments, return_state=True, wait_for=list(outcomes.values())[-1:])
-        outcomes[name] = state
-        if not state.is_completed():
-            break
+    outcomes = carried_out(plan)
     if not set_params:
         text = summary(ROOT, arm, outcomes)
         create_markdown_artifact(text, key=f"{arm}-summary", description=f"Last run of the {arm} arm")
+    return ending(outcomes)
+
+
+Plan = list[tuple[str, Callable[..., Any], tuple[Any, ...]]]
+"""Steps of a run in their order: name, task or flow, arguments."""
+
+
+def stage_plan(names: list[str], force: bool = False) -> Plan:
+    """The DVC stages of those names as steps."""
+    return [(name, named(stage, name), (name, force)) for name in names]
+
+
+def carried_out(plan: Plan) -> dict[str, State]:
+    """How each step ended, up to the first that did not end well."""
+    outcomes: dict[str, State] = {}
+    for name, call, arguments in plan:
+        # `wait_for` draws the order in the run's graph.
+        outcomes[name] = call(*arguments, return_state=True, wait_for=list(outcomes.values())[-1:])
+        if not outcomes[name].is_completed():
+            break
+    return outcomes
+
+
+def ending(outcomes: dict[str, State]) -> State:
+    """The state of a run from those of its steps: failed with the reason of the last, or how many ran."""
+    name, state = list(outcomes.items())[-1]
     if not state.is_completed():
         return Failed(message=f"{name} failed: {state.message}")
-    current = sum(state.name in (UNCHANGED, RESTORED) for state in outcomes.values())
+    current = sum(one.name in (UNCHANGED, RESTORED) for one in outcomes.values())
     return Completed(message=f"{len(outcomes) - current} of {len(outcomes)} steps ran, {current} were current.")
 
 
-def _named(step: Any, name: str) -> Any:
+def named(step: Any, name: str) -> Any:
     """The task `step` under the name of the stage that it runs."""
     return step.with_options(name=name, task_run_name=name)
 

@@ -216,7 +216,7 @@ def run_body(monkeypatch: pytest.MonkeyPatch, fails: str = "", **parameters: Any
 
         return call
 
-    monkeypatch.setattr(experiment, "_named", lambda task, name: step(name))
+    monkeypatch.setattr(experiment, "named", lambda task, name: step(name))
     monkeypatch.setattr(experiment, "ingest", step("ingest"))
     monkeypatch.setattr(experiment, "create_markdown_artifact", lambda text, **_: artifacts.append(text))
     return steps, experiment.experiment.fn(**parameters), artifacts

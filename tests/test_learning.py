@@ -12,12 +12,13 @@ import torch
 
 from reperfuse import tracking
 from reperfuse.errors import InputError
-from reperfuse.files import sha256_of
+from reperfuse.files import read_json, sha256_of
 from reperfuse.networks import build_network, load_network, save_network
-from reperfuse.params import PerfusionParams, PerfusionTrain, Tune
+from reperfuse.params import Params, PerfusionParams, PerfusionTrain, Tune
 from reperfuse.stages import fitting, learning
 from reperfuse.stages.fitting import Objective, channels_of, first_weights, network_arguments, state_folder
 from reperfuse.stages.learning import rival_folders, rivals_of, train_arm, tune_arm
+from reperfuse.stages.promotion import gate_of
 from reperfuse.stages.processed import write_index, write_subject, write_table
 from reperfuse.training.fit import KEPT
 from reperfuse.training.samples import Subject
@@ -74,9 +75,12 @@ def workspace(root: Path) -> None:
         image = rng.normal(size=(8, 8, 8, 4))
         target = np.stack([3 + image[0], image[1]]).astype(np.float32)
         described = {"affine": affine, "inputs": GROUPS, "targets": ["tmax", "cbf"]}
+        described["source"] = {"files_sha256": participant, "intensity_median": 1.0, "intensity_spread": 0.5}
         write_subject(root / "data/processed" / ARM / participant, image, target, np.ones((8, 8, 4), bool), described)
     folds = pd.DataFrame({"participant_id": PEOPLE, "side": ["train"] * 4 + ["holdout"], "fold": [0, 1, 0, 1, pd.NA]})
     write_table(root / "results" / ARM / "folds.csv", folds)
+    cohort = pd.DataFrame({"participant_id": PEOPLE, "centre": "R1", "image": "somewhere", "te_s": 0.03})
+    write_table(root / "results" / ARM / "cohort.csv", cohort)
 
 
 @pytest.fixture
@@ -465,3 +469,11 @@ def test_state_is_another_with_other_weights_to_start_from_and_the_same_with_mor
 def test_joining_needs_a_search_that_runs(here: Path) -> None:
     with pytest.raises(InputError, match="without --join"):
         tune_arm(params(), 1, OBJECTIVE, join=True)
+
+
+def test_a_model_says_whose_images_it_was_trained_on_and_under_which_gate(finished: Path) -> None:
+    subjects = pd.read_csv(finished / "models" / ARM / "subjects.csv")
+    assert subjects["participant_id"].tolist() == list(PEOPLE)
+    assert {"side", "files_sha256", "centre", "te_s", "intensity_median"} <= set(subjects) and "image" not in subjects
+    record = read_json(finished / "models" / ARM / "run.json")
+    assert gate_of(record, Params(), ARM) == params().promote

@@ -3,18 +3,23 @@
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from reperfuse import tracking
 from reperfuse.errors import InputError
+from reperfuse.evaluation.paired import mean_bound
 from reperfuse.files import write_json
 from reperfuse.networks import build_network, save_network
 from reperfuse.params import Params, Promote
+from reperfuse.stages.gate import Decision, Evidence, decide, subgroups
 from reperfuse.stages.processed import write_table
-from reperfuse.stages.promotion import Decision, decide, promote, study_of
+from reperfuse.stages.promotion import gate_of, promote, rollback, study_of
 
-GATE = Promote(non_inferiority_margin=0.02, minimum_subjects=3)
+GATE = Promote(
+    non_inferiority_margin=0.02, minimum_subjects=3, better_by=0.04, subgroup_margin=0.05, subgroup_subjects=3
+)
 
 
 def scores(model: list[float], baseline: float = 0.1, metric: str = "dice") -> pd.DataFrame:
@@ -23,53 +28,156 @@ def scores(model: list[float], baseline: float = 0.1, metric: str = "dice") -> p
     return pd.DataFrame(rows)
 
 
+def people(trained_on: int, held_out: int = 3, **columns: object) -> pd.DataFrame:
+    """Subjects that a model was trained on, and those of the hold-out, sub-0, sub-1, …"""
+    names = [f"sub-{n}" for n in range(held_out)] + [f"sub-t{n}" for n in range(trained_on)]
+    sides = ["holdout"] * held_out + ["train"] * trained_on
+    about = {"participant_id": names, "side": sides, "files_sha256": names, "centre": "R1"} | columns
+    return pd.DataFrame(about)
+
+
+def against(
+    challenger: pd.DataFrame, champion: pd.DataFrame, metric: str = "dice", gate: Promote = GATE, grown: bool = True
+) -> Decision:
+    """The decision on a challenger, `grown` trained on twice the subjects, by its scores."""
+    held_out = challenger["participant_id"].nunique()
+    ours, theirs = people(20 if grown else 10, held_out), people(10, held_out)
+    return decide(Evidence(challenger, subjects=ours), Evidence(champion, subjects=theirs), metric, gate)
+
+
+def alone(challenger: pd.DataFrame, gate: Promote = GATE, metric: str = "dice") -> Decision:
+    """The decision where there is no champion."""
+    return decide(Evidence(challenger), None, metric, gate)
+
+
 def test_the_first_model_that_beats_its_baselines_is_champion() -> None:
-    assert decide(scores([0.5, 0.6, 0.7]), None, "dice", GATE).promote
+    decision = alone(scores([0.5, 0.6, 0.7]))
+    assert decision.promote and decision.reason.endswith("there was no champion")
 
 
 def test_a_model_that_loses_to_a_baseline_is_kept_out() -> None:
-    decision = decide(scores([0.05, 0.06, 0.07]), None, "dice", GATE)
-    assert not decision.promote and "baseline_x" in decision.reason
+    for decision in (alone(scores([0.05, 0.06, 0.07])), against(scores([0.05] * 3), scores([0.01] * 3))):
+        assert not decision.promote and "baseline_x" in decision.reason
 
 
 def test_a_rival_is_no_baseline() -> None:
     rival = scores([0.5, 0.6, 0.7], 0.9).replace("baseline_x", "rival_unet3d")
-    assert decide(rival, None, "dice", GATE).promote
+    assert alone(rival).promote
     both = pd.concat([rival, scores([0.5, 0.6, 0.7], 0.8).query("method != 'model'")])
-    decision = decide(both, None, "dice", GATE)
-    assert not decision.promote and "baseline_x" in decision.reason
+    assert not alone(both).promote and "baseline_x" in alone(both).reason
 
 
 def test_a_baseline_is_compared_on_the_subjects_it_has_a_score_for() -> None:
     table = scores([0.9, 0.9, 0.1], 0.5)
-    assert decide(table, None, "dice", GATE).promote
+    assert alone(table).promote
     table.loc[(table["method"] == "baseline_x") & (table["participant_id"] != "sub-2"), "dice"] = float("nan")
-    assert "0.100 does not beat baseline_x with 0.500" in decide(table, None, "dice", GATE).reason
+    assert "0.100 does not beat baseline_x with 0.500" in alone(table).reason
     table.loc[table["method"] == "baseline_x", "dice"] = float("nan")
-    assert decide(table, None, "dice", GATE).promote
+    assert alone(table).promote
 
 
 def test_a_model_with_undefined_scores_is_kept_out() -> None:
-    assert not decide(scores([float("nan")] * 3), None, "dice", GATE).promote
+    assert not alone(scores([float("nan")] * 3)).promote
 
 
-@pytest.mark.parametrize(("change", "promoted"), [(0.05, True), (-0.01, True), (-0.03, False)])
+@pytest.mark.parametrize(("change", "promoted"), [(0.05, True), (-0.01, True), (-0.02, True), (-0.03, False)])
 def test_the_margin_decides_against_a_champion(change: float, promoted: bool) -> None:
     champion = [0.5, 0.6, 0.7]
-    decision = decide(scores([score + change for score in champion]), scores(champion), "dice", GATE)
-    assert decision.promote is promoted and "margin" in decision.reason
+    decision = against(scores([score + change for score in champion]), scores(champion))
+    assert decision.promote is promoted and "margin of 0.02" in decision.reason
 
 
 @pytest.mark.parametrize(("change", "promoted"), [(-0.5, True), (0.01, True), (0.03, False)])
 def test_for_an_error_lower_is_better(change: float, promoted: bool) -> None:
     champion = [1.5, 1.6, 1.7]
     challenger = scores([score + change for score in champion], 9.0, "mae_s")
-    assert decide(challenger, scores(champion, 9.0, "mae_s"), "mae_s", GATE).promote is promoted
+    assert against(challenger, scores(champion, 9.0, "mae_s"), "mae_s").promote is promoted
+
+
+def test_what_might_be_worse_by_more_than_the_margin_is_not_within_it() -> None:
+    # The mean is better by 0.01, but three subjects that differ by ±0.1 leave room for -0.15.
+    decision = against(scores([0.6, 0.61, 0.51]), scores([0.5, 0.6, 0.6]))
+    assert not decision.promote and "+0.007 on 3 subjects, at least -0." in decision.reason
+    assert "beyond the margin" in decision.reason
+
+
+@pytest.mark.parametrize("n", [3, 10, 40])
+def test_a_challenger_that_is_worse_by_the_margin_passes_as_seldom_as_the_confidence_says(n: int) -> None:
+    trials, margin = 2000, 0.02
+    gains = np.random.default_rng(n).normal(-margin, 0.05, (trials, n))
+    passed = np.mean([mean_bound(of_one, 0.95) >= -margin for of_one in gains])
+    assert abs(passed - 0.05) < 4 * (0.05 * 0.95 / trials) ** 0.5
+
+
+@pytest.mark.parametrize(
+    ("gain", "grown", "promoted"), [(0.04, False, True), (0.03, False, False), (0.03, True, True), (0.0, True, True)]
+)
+def test_a_challenger_is_better_or_knows_more(gain: float, grown: bool, promoted: bool) -> None:
+    champion = [0.5, 0.6, 0.7]
+    decision = against(scores([score + gain for score in champion]), scores(champion), grown=grown)
+    assert decision.promote is promoted
+    if not promoted:
+        assert decision.reason == (
+            "mean dice is not better by 0.04, and it was trained on 10 subjects, the champion on 10, "
+            "which are not 10% more"
+        )
+
+
+def test_the_same_number_of_subjects_is_no_more_data_even_where_no_share_is_asked_for() -> None:
+    gate = GATE.model_copy(update={"more_data": 0.0})
+    champion = scores([0.5, 0.6, 0.7])
+    assert not against(champion, champion, gate=gate, grown=False).promote
+    assert against(champion, champion, gate=gate).promote
 
 
 def test_too_few_shared_subjects_keep_the_champion() -> None:
-    decision = decide(scores([0.9, 0.9]), scores([0.5, 0.5]), "dice", GATE)
-    assert not decision.promote and "too few to decide" in decision.reason
+    decision = against(scores([0.9, 0.9]), scores([0.5, 0.5]))
+    assert not decision.promote and decision.reason.startswith("too few to decide: 2 hold-out subjects")
+
+
+def test_who_came_later_or_has_other_files_than_then_is_not_compared() -> None:
+    ours, theirs = scores([0.9, 0.9, 0.9, 0.1]), scores([0.5, 0.5, 0.5])
+    known = people(10)
+    same = people(20, 4)
+    assert decide(Evidence(ours, subjects=same), Evidence(theirs, subjects=known), "dice", GATE).promote
+    relabelled = same.assign(files_sha256=["other", *same["files_sha256"][1:]])
+    decision = decide(Evidence(ours, subjects=relabelled), Evidence(theirs, subjects=known), "dice", GATE)
+    assert not decision.promote
+    assert "too few to decide: 2" in decision.reason and "1 with other files than then left out" in decision.reason
+
+
+# ---- subgroups ------------------------------------------------------------------------------------------------------
+def in_groups(gains: list[float], **columns: list[object]) -> Decision:
+    """The decision on a challenger with those gains on the hold-out, who are described by `columns`."""
+    champion = [0.5] * len(gains)
+    ours = people(0, len(gains), **columns)
+    return decide(
+        Evidence(scores([0.5 + gain for gain in gains]), subjects=ours),
+        Evidence(scores(champion), subjects=ours),
+        "dice",
+        GATE.model_copy(update={"non_inferiority_margin": 1.0, "resolution_margin": None}),
+    )
+
+
+def test_a_centre_that_falls_behind_keeps_the_champion_though_the_mean_is_better() -> None:
+    decision = in_groups([0.3] * 5 + [-0.06] * 3, centre=["R1"] * 5 + ["R2"] * 3)
+    assert not decision.promote and decision.reason == "worse by more than 0.05 in centre R2 by 0.060 on 3"
+    assert in_groups([0.3] * 5 + [-0.05] * 3, centre=["R1"] * 5 + ["R2"] * 3).promote
+
+
+def test_a_class_of_lesion_size_that_falls_behind_keeps_the_champion() -> None:
+    volumes = [0.5, 0.6, 0.7, 60.0, 70.0, 80.0]
+    decision = in_groups([-0.1] * 3 + [0.4] * 3, lesion_volume_ml=volumes)
+    assert not decision.promote and "in < 1 mL by 0.100 on 3" in decision.reason
+
+
+def test_two_subjects_are_no_group() -> None:
+    assert in_groups([0.3] * 5 + [-0.2] * 2, centre=["R1"] * 5 + ["R2"] * 2).promote
+
+
+def test_a_subject_belongs_to_its_centre_and_its_class_and_to_nothing_it_does_not_have() -> None:
+    table = people(0, 2, centre=["R1", None], lesion_volume_ml=[0.0, float("nan")])
+    assert subgroups(table) == {"centre R1": ["sub-0"], "no lesion": ["sub-0"]}
 
 
 # ---- the resolution studies -----------------------------------------------------------------------------------------
@@ -97,15 +205,15 @@ def judged(ours: pd.DataFrame | None, theirs: pd.DataFrame | None, gate: Promote
     """The decision on a challenger whose scores on the images as they are exceed the champion's by `gain`."""
     champion = [0.5, 0.6, 0.7]
     challenger = scores([score + gain for score in champion])
-    return decide(challenger, scores(champion), "dice", gate, studied=ours, champion_studied=theirs)
+    return decide(Evidence(challenger, ours), Evidence(scores(champion), theirs), "dice", gate)
 
 
 def test_a_challenger_that_is_better_as_acquired_and_worse_with_thick_slices_is_refused() -> None:
     decision = judged(study([0.2, 0.3, 0.4]), study([0.3, 0.4, 0.5]))
     assert not decision.promote
     assert decision.reason == (
-        "mean dice differs from the champion's by +0.100 on 3 subjects, within the margin of 0.02, but mean dice at "
-        "slices of 10 mm differs from the champion's by -0.100 on 3 subjects, beyond the margin of 0.02"
+        "mean dice at slices of 10 mm differs from the champion's by -0.100 on 3 subjects, at least -0.100 with 95% "
+        "confidence, beyond the margin of 0.02"
     )
 
 
@@ -118,20 +226,20 @@ def test_the_margin_decides_at_the_coarsest_level_too(change: float, promoted: b
 def test_a_good_study_saves_no_challenger_that_is_worse_as_acquired() -> None:
     decision = judged(study([0.9, 0.9, 0.9]), study([0.3, 0.4, 0.5]), gain=-0.1)
     assert not decision.promote and "slices" not in decision.reason
+    assert [one.met for one in decision.conditions if one.name == "resolution"] == [True]  # asked all the same
 
 
 def test_without_a_margin_the_studies_decide_nothing() -> None:
-    off = Promote(non_inferiority_margin=0.02, minimum_subjects=3, resolution_margin=None)
+    off = GATE.model_copy(update={"resolution_margin": None})
     decision = judged(study([0.1, 0.1, 0.1]), study([0.9, 0.9, 0.9]), off)
     assert decision.promote and "slices" not in decision.reason
-    assert decide(scores([0.5, 0.6, 0.7]), None, "dice", off).reason.endswith("there was no champion")
-    assert judged(None, None, off).reason.endswith("within the margin of 0.02")
+    assert "resolution" not in {one.name for one in judged(None, None, off).conditions}
 
 
 def test_the_margin_of_the_studies_is_the_other_one_where_it_is_left_out() -> None:
     assert GATE.resolution_margin == 0.02
     with pytest.raises(ValueError, match="resolution_margin"):
-        Promote(non_inferiority_margin=0.02, resolution_margin=-0.1)
+        Promote(non_inferiority_margin=0.02, better_by=0.0, subgroup_margin=0.1, resolution_margin=-0.1)
 
 
 def test_too_few_subjects_in_both_studies_keep_the_champion() -> None:
@@ -146,8 +254,6 @@ def test_where_one_was_not_studied_the_other_conditions_decide_and_it_is_said() 
     assert judged(ours, None).promote
     assert "the champion's resolution was not studied" in judged(ours, None).reason
     assert judged(None, theirs).promote and "its resolution was not studied" in judged(None, theirs).reason
-    first = decide(scores([0.5, 0.6, 0.7]), None, "dice", GATE)
-    assert first.promote and "its resolution was not studied" in first.reason
     assert not judged(ours, None, gain=-0.1).promote
 
 
@@ -175,11 +281,12 @@ def test_each_facet_has_its_own_coarsest_level_and_a_subject_is_the_mean_of_thos
 @pytest.mark.parametrize(("change", "promoted"), [(-0.5, True), (0.01, True), (0.03, False)])
 def test_for_an_error_lower_is_better_at_the_coarsest_level_too(change: float, promoted: bool) -> None:
     table = scores([1.5, 1.6, 1.7], 9.0, "mae_s")
+    better = scores([1.0, 1.1, 1.2], 9.0, "mae_s")
     ours, theirs = (
         pd.concat(study([2.0 + by] * 3, levels=(1.5, 3.0), facet=snr, metric="mae_s") for snr in (50.0, 20.0))
         for by in (change, 0.0)
     )
-    decision = decide(table, table, "mae_s", GATE, studied=ours, champion_studied=theirs)
+    decision = decide(Evidence(better, ours), Evidence(table, theirs), "mae_s", GATE)
     assert decision.promote is promoted and f"at a TR of 3 s differs from the champion's by {change:+.3f}" in (
         decision.reason
     )
@@ -194,13 +301,19 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def trained(dice: list[float], coarse: list[float] | None) -> None:
-    """A model with its run, its hold-out scores and, where `coarse` is given, its resolution study, as files."""
+def trained(
+    dice: list[float], coarse: list[float] | None, *, trained_on: int | None = None, gate: Promote | None = None
+) -> None:
+    """A model with its run, its hold-out scores and, where they are given, its resolution study, its number of
+    training subjects and the gate it was trained under, as files."""
     shutil.rmtree("results", ignore_errors=True)
     kwargs = {"widths": [2, 4]}
     save_network("models/lesion", "unet3d", kwargs, build_network("unet3d", **kwargs), extra={"arm": "lesion"})
+    params = {} if gate is None else {"promote": gate.model_dump(mode="json")}
     with tracking.run("lesion", "model unet3d") as run:
-        write_json(Path("models/lesion/run.json"), tracking.run_record(run, {}, {}, {}))
+        write_json(Path("models/lesion/run.json"), tracking.run_record(run, params, {}, {}))
+    if trained_on is not None:
+        write_table(Path("models/lesion/subjects.csv"), people(trained_on, len(dice)))
     write_table(Path("results/lesion/evaluate/scores.csv"), scores(dice))
     write_json(Path("results/lesion/evaluate/metrics.json"), {"dice": 0.5})
     if coarse is not None:
@@ -208,10 +321,17 @@ def trained(dice: list[float], coarse: list[float] | None) -> None:
         write_json(Path("results/lesion/resolution/run.json"), {"run_id": run.origin})
 
 
-def test_the_gate_finds_the_studies_where_the_stages_and_the_store_keep_them(here: Path) -> None:
+def gated(**changes: object) -> Params:
+    """Parameters with the gate of these tests."""
     params = Params()
+    lesion = params.lesion.model_copy(update={"promote": GATE.model_copy(update=changes)})
+    return params.model_copy(update={"lesion": lesion})
+
+
+def test_the_gate_finds_the_studies_where_the_stages_and_the_store_keep_them(here: Path) -> None:
+    params = gated()
     trained([0.5, 0.6, 0.7], None)
-    assert "version 1 is the champion" in (said := promote("lesion", params)) and "not studied" in said
+    assert "version 1 is the champion" in promote("lesion", params)
     trained([0.6, 0.7, 0.8], [0.3, 0.3, 0.3])
     assert "version 2 is the champion" in (said := promote("lesion", params))
     assert "the champion's resolution was not studied" in said
@@ -219,6 +339,45 @@ def test_the_gate_finds_the_studies_where_the_stages_and_the_store_keep_them(her
     said = promote("lesion", params)
     assert "version 3 is registered and not promoted" in said and "slices of 10 mm" in said and "-0.100" in said
     assert tracking.champion("lesion").version == "2"
+
+
+def test_the_decision_is_kept_with_the_run_with_the_version_and_in_a_file(here: Path) -> None:
+    trained([0.5, 0.6, 0.7], None, trained_on=10)
+    promote("lesion", gated())
+    trained([0.4, 0.5, 0.6], None, trained_on=20)
+    promote("lesion", gated(), report=Path("decision.md"))
+    version = tracking.find_registered("lesion", tracking.model_digest("models/lesion"))
+    assert version is not None
+    tags, page = tracking.recorded(version.run_id)["tags"], Path("decision.md").read_text()
+    assert tags["decision"] == version.tags["decision"] == "kept" and tags["decision.against"] == "1"
+    assert tags["decision.reason"] == version.tags["reason"] and "beyond the margin of 0.02" in tags["decision.reason"]
+    assert "| not worse | **no** |" in page and "| gain | yes | it was trained on 20 subjects" in page
+    assert tracking.find_text(version.run_id, "decision/decision.md") == page
+
+
+def test_a_model_is_judged_by_the_gate_of_its_training_and_not_by_one_that_was_changed_since(here: Path) -> None:
+    trained([0.5, 0.6, 0.7], None, trained_on=10)
+    promote("lesion", gated())
+    lax = {"non_inferiority_margin": 1.0, "subgroup_margin": 1.0}
+    trained([0.4, 0.5, 0.6], None, trained_on=20, gate=GATE)
+    assert "not promoted" in promote("lesion", gated(**lax))
+    trained([0.41, 0.51, 0.61], None, trained_on=20, gate=GATE.model_copy(update=lax))
+    assert "within the margin of 1" in promote("lesion", gated())
+    record = {"params": {"promote.non_inferiority_margin": "0.5", "promote.better_by": "0.1"}}
+    assert gate_of({}, gated(), "lesion") == GATE
+    with pytest.raises(ValueError, match="subgroup_margin"):  # half a gate is none
+        gate_of(record, gated(), "lesion")
+
+
+def test_a_version_that_was_rolled_back_stays_out_until_it_is_rolled_back_to(here: Path) -> None:
+    trained([0.5, 0.6, 0.7], None)
+    promote("lesion", gated())
+    trained([0.6, 0.7, 0.8], None)
+    assert "version 2 is the champion" in promote("lesion", gated())
+    assert rollback("lesion") == "lesion: version 1 is the champion again, in the place of version 2."
+    assert "taken out of use" in promote("lesion", gated()) and tracking.champion("lesion").version == "1"
+    rollback("lesion")
+    assert "already" in promote("lesion", gated()) and tracking.champion("lesion").version == "2"
 
 
 def test_the_study_of_a_model_before_it_is_not_a_models_own(here: Path) -> None:
@@ -232,9 +391,9 @@ def test_the_study_of_a_model_before_it_is_not_a_models_own(here: Path) -> None:
 
 def test_a_store_that_lost_its_tables_is_an_error_and_no_champion_without_a_study(here: Path) -> None:
     trained([0.5, 0.6, 0.7], [0.3, 0.3, 0.3])
-    promote("lesion", Params())
+    promote("lesion", gated())
     for table in (here / "mlruns").rglob("tables"):
         shutil.rmtree(table)
     trained([0.6, 0.7, 0.8], [0.9, 0.9, 0.9])
     with pytest.raises(InputError, match=r"has no tables/scores\.csv"):
-        promote("lesion", Params())
+        promote("lesion", gated())

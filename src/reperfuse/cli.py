@@ -333,19 +333,57 @@ def degrade(
 
 # ---- what comes after -----------------------------------------------------------------------------------------------
 @app.command()
-def promote(arm: ArmArgument) -> None:
-    """Register the trained model and hold it against the champion by the gate in params.yaml; safe to repeat."""
+def drift(
+    arm: ArmArgument, as_json: Annotated[bool, typer.Option("--json", help="the same as JSON on stdout")] = False
+) -> None:
+    """What the data hold that the champion was not trained on, and how far it lies from what the champion knows."""
+    from reperfuse.stages.drift import drift as run
+
+    typer.echo(run(arm, as_json=as_json))
+
+
+@app.command()
+def promote(
+    arm: ArmArgument,
+    report: Annotated[
+        Path | None, typer.Option(help="Markdown file to write the decision to, condition by condition")
+    ] = None,
+) -> None:
+    """Register the trained model and hold it against the champion by the gate of its training; safe to repeat."""
     from reperfuse.stages.promotion import promote as run
 
-    typer.echo(run(arm, load_params()))
+    typer.echo(run(arm, load_params(), report=report))
 
 
 @app.command()
 def rollback(arm: ArmArgument) -> None:
-    """Give the alias `champion` back to the version named `previous`."""
+    """Give the alias `champion` back to the version named `previous`; the one that goes stays out."""
     from reperfuse.stages.promotion import rollback as run
 
     typer.echo(run(arm))
+
+
+@app.command()
+def lineage(
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="models:/lesion@champion, models:/lesion/3, models:/m-…, runs:/ID/model", show_default=False
+        ),
+    ],
+    checkout: Annotated[
+        Path | None,
+        typer.Option(help="new folder in which to recreate the workspace: code, parameters, data", show_default=False),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout")] = False,
+) -> None:
+    """What a model came from: revisions of code and data, parameters, environment, seed, the study that chose it.
+
+    In the folder of --checkout, `dvc repro` gives the same metrics.
+    """
+    from reperfuse.stages.lineage import lineage as run
+
+    run(model, checkout=checkout, as_json=as_json)
 
 
 @app.command()

@@ -203,20 +203,34 @@ class Report(Section):
 
 
 class Promote(Section):
-    """The gate between a trained model and the alias `champion`; fixed before the run it judges."""
+    """The gate between a trained model and the alias `champion`; a model is judged by the one it was trained under."""
 
     non_inferiority_margin: float = Field(
-        ge=0, description="how much worse than the champion the mean hold-out score may be, in the metric's unit"
+        ge=0,
+        description="how much worse than the champion the mean hold-out score may be, in the metric's unit: the bound "
+        "of the paired difference must not lie beyond",
     )
+    confidence: float = Field(0.95, gt=0.5, lt=1, description="of that bound, one-sided")
     minimum_subjects: int = Field(
-        1, ge=1, description="below this many hold-out subjects shared with the champion it is too few to decide"
+        10, ge=2, description="below this many hold-out subjects shared with the champion it is too few to decide"
+    )
+    better_by: float = Field(
+        ge=0, description="by how much the mean must be better, in the metric's unit, unless there were `more_data`"
+    )
+    more_data: float = Field(
+        0.1, ge=0, description="share of training subjects beyond the champion's that counts as a gain by itself"
     )
     resolution_margin: float | None = Field(
         default_factory=lambda given: given["non_inferiority_margin"],
         ge=0,
-        description="the same for the mean at the coarsest level that the resolution studies of both have, in the "
-        "metric's unit; null leaves the studies out of the decision. Left out, it is `non_inferiority_margin`",
+        description="as `non_inferiority_margin` for the mean at the coarsest level that the resolution studies of "
+        "both have; null leaves the studies out of the decision. Left out, it is `non_inferiority_margin`",
     )
+    subgroup_margin: float = Field(
+        ge=0,
+        description="how much worse the mean of a centre or of a class of true volume may be, in the metric's unit",
+    )
+    subgroup_subjects: int = Field(5, ge=1, description="smaller groups are not judged: a subject or two are no group")
 
 
 # ---- lesion ---------------------------------------------------------------------------------------------------------
@@ -351,7 +365,7 @@ class LesionParams(Section):
     evaluate: LesionEvaluate = LesionEvaluate()
     resolution: LesionResolution = LesionResolution()
     report: Report = Report()
-    promote: Promote = Promote(non_inferiority_margin=0.01)
+    promote: Promote = Promote(non_inferiority_margin=0.02, better_by=0.01, subgroup_margin=0.05)
 
 
 # ---- perfusion ------------------------------------------------------------------------------------------------------
@@ -489,7 +503,7 @@ class PerfusionParams(Section):
     evaluate: PerfusionEvaluate = PerfusionEvaluate()
     resolution: PerfusionResolution = PerfusionResolution()
     report: Report = Report()
-    promote: Promote = Promote(non_inferiority_margin=0.1)
+    promote: Promote = Promote(non_inferiority_margin=0.1, better_by=0.05, subgroup_margin=0.3)
     maps: PerfusionMaps = PerfusionMaps()
 
 

@@ -52,6 +52,37 @@ def paired_comparison(
     }
 
 
+def mean_bound(differences: ArrayLike, confidence: float = 0.95) -> float:
+    """What the mean of the differences exceeds with that confidence: the lower end of Student's one-sided interval.
+
+    With n differences of mean m and standard deviation s it is m − t(confidence, n − 1) · s / √n; −∞ for a single
+    one. A mean is *not inferior* by a margin where this bound is not below −margin, which a mean that is just that
+    much worse passes in 1 − `confidence` of the trials.
+
+    Why not the bootstrap of the other intervals: at ten subjects its percentile bound holds 92 % where 95 % are asked
+    for, of normal differences, because it knows no Student's t.
+
+    Parameters
+    ----------
+    differences
+        One per subject, shape (N,), finite.
+
+    References
+    ----------
+    .. [1] Student 1908, Biometrika 6:1-25.
+
+    Examples
+    --------
+    >>> round(mean_bound([0.1, 0.2, 0.3]), 3)
+    0.031
+    """
+    values = np.asarray(differences, dtype=np.float64)
+    if values.size < 2:
+        return -np.inf
+    error = values.std(ddof=1) / np.sqrt(values.size)
+    return float(values.mean() - stats.t.ppf(confidence, values.size - 1) * error)
+
+
 def compare_methods(
     scores: pd.DataFrame, metric: str, *, model: str = MODEL, samples: int = 2000, seed: int = 0
 ) -> pd.DataFrame:

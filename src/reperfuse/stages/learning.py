@@ -17,6 +17,7 @@ from reperfuse.files import read_json, write_json
 from reperfuse.networks import load_network, save_network
 from reperfuse.params import Train, Tune
 from reperfuse.stages import layout
+from reperfuse.stages.dataset import subjects_table
 from reperfuse.stages.fitting import ArmParams, Fitted, Objective, fit_arm, init_params, state_folder, with_overrides
 from reperfuse.stages.processed import read_folds, write_table
 from reperfuse.stages.search import search
@@ -176,6 +177,7 @@ def rivals_of(summary: StudySummary, asked: Tune, objective: Objective) -> dict[
 def train_arm(settings: ArmParams, seed: int, objective: Objective) -> None:
     """Train on all training subjects with what the search chose; write models/<arm> and log the model.
 
+    The gate of `settings.promote` is recorded with it: by that one, and by no later one, `promote` judges it.
     models/<arm>/rivals/<choice>/ holds the networks to show beside it, if `tune.rivals` asked for some; each is a run
     under the model's.
     """
@@ -186,10 +188,11 @@ def train_arm(settings: ArmParams, seed: int, objective: Objective) -> None:
     participants = folds.loc[folds["side"] == "train", "participant_id"].tolist()
     state = state_folder(arm, "train", seed, chosen, {})
     out = layout.models(arm)
-    lineage = tracking.lineage(Path.cwd(), arm=arm, seed=seed)
+    # Before the training: what is edited meanwhile did not take part.
+    lineage, changes = tracking.lineage(Path.cwd(), arm=arm, seed=seed), tracking.code_changes(Path.cwd())
     params = (
         {"seed": seed}
-        | {name: getattr(settings, name).model_dump(mode="json") for name in ("preprocess", "folds")}
+        | {name: getattr(settings, name).model_dump(mode="json") for name in ("preprocess", "folds", "promote")}
         | {"train": chosen.model_dump(mode="json")}
     )
     with tracking.run(
@@ -205,6 +208,11 @@ def train_arm(settings: ArmParams, seed: int, objective: Objective) -> None:
         run.log_metrics(metrics)
         _save(out, settings, objective, chosen, fitted, len(participants), best["scored_with"])
         write_table(out / "history.csv", pd.DataFrame(fitted.result.history))
+        write_table(out / "subjects.csv", subjects_table(arm))
+        (out / tracking.CHANGES).unlink(missing_ok=True)
+        if changes:
+            (out / tracking.CHANGES).write_bytes(changes.encode(errors="surrogateescape"))
+            run.log_artifact(out / tracking.CHANGES)
         log_model_of(run, out)
         metrics |= {"train/loss": fitted.result.history[-1]["loss"]}
         write_json(out / "run.json", tracking.run_record(run, params | init_params(fitted.init), metrics, lineage))

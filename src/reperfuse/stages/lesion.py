@@ -37,7 +37,7 @@ def preprocess(params: Params) -> None:
     from reperfuse.imaging.volume import load_volume
     from reperfuse.preprocessing.geometry import resample
     from reperfuse.stages.lesion_input import given_brain, network_input, on_model_grid, paths_of, read_images
-    from reperfuse.stages.processed import read_cohort, write_index, write_subject
+    from reperfuse.stages.processed import read_cohort, source, write_index, write_subject
 
     settings, root = params.lesion.preprocess, layout.bids(ARM)
     rows: list[dict[str, Any]] = read_cohort(ARM).to_dict("records")  # type: ignore[assignment]
@@ -59,6 +59,9 @@ def preprocess(params: Params) -> None:
                 "images": paths,
                 "inputs": {name: [number, number + 1] for number, name in enumerate(settings.modalities)},
                 "missing": [name for name in settings.modalities if name not in images],
+                "source": source(
+                    next(iter(images.values())).data, [root / row["mask"], *(root / paths[name] for name in images)]
+                ),
             },
         )
     write_index(ARM)

@@ -50,12 +50,12 @@ def preprocess(params: Params) -> None:
     from reperfuse.perfusion.aif import NoArtery
     from reperfuse.preprocessing.brain import threshold_mask
     from reperfuse.stages.perfusion_inputs import Examination, learned_targets, network_input
-    from reperfuse.stages.processed import read_cohort, write_index, write_subject
+    from reperfuse.stages.processed import read_cohort, source, write_index, write_subject
 
     settings = params.perfusion.preprocess
     for row in track(read_cohort(ARM).to_dict("records"), description="preprocess perfusion"):
-        path = layout.bids(ARM) / row["image"]
-        volume, reference = load_volume(path), load_volume(layout.bids(ARM) / row["reference"])
+        path, path_of_reference = layout.bids(ARM) / row["image"], layout.bids(ARM) / row["reference"]
+        volume, reference = load_volume(path), load_volume(path_of_reference)
         scan = Examination(volume, threshold_mask(volume.data, settings.threshold_fraction))
         try:
             array, brain, groups = network_input(volume, settings, scan=scan)
@@ -76,6 +76,7 @@ def preprocess(params: Params) -> None:
                 "reference": row["reference"],
                 "inputs": groups,
                 "targets": settings.targets,
+                "source": source(volume.data, [path, path_of_reference]),
             },
             dtype=np.float16,
         )

@@ -1,13 +1,14 @@
 """Processed subjects: the folder of arrays that preprocess writes and every later stage reads.
 
 `data/processed/<arm>/<participant_id>/` holds image.npy (C, I, J, K), target.npy (M, I, J, K), mask.npy (I, J, K)
-uint8 and subject.json, which says, where there is a choice, which channels make which group (`inputs`, name to
-[start, stop]) and what the targets are called (`targets`); `index.csv` beside them lists everyone with the hash of
-their arrays, so that a fingerprint of the data costs one small file.
+uint8 and subject.json, which says what the arrays were made from (`source`) and, where there is a choice, which
+channels make which group (`inputs`, name to [start, stop]) and what the targets are called (`targets`); `index.csv`
+beside them lists everyone with the hash of their arrays, so that a fingerprint of the data costs one small file, and
+with their source.
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from numpy.typing import DTypeLike
 from reperfuse.errors import InputError
 from reperfuse.files import atomic_path, read_json, sha256_of, write_json
 from reperfuse.params import Folds
+from reperfuse.preprocessing.intensity import intensities
 from reperfuse.stages import layout
 
 ARRAYS = ("image.npy", "target.npy", "mask.npy")
@@ -59,6 +61,13 @@ def write_subject(
         write_json(inside / "subject.json", description)
 
 
+def source(image: np.ndarray, files: Iterable[Path]) -> dict[str, Any]:
+    """What a subject's arrays were made from, as far as it must be known again: `files_sha256`, over the content of
+    image and truth, and the `intensities` of the image, shape (I, J, K) or (I, J, K, T), as its file has them."""
+    digest = hashlib.sha256("".join(map(sha256_of, files)).encode()).hexdigest()
+    return {"files_sha256": digest} | intensities(image)
+
+
 def write_index(arm: str) -> pd.DataFrame:
     """index.csv over the subject folders that lie there."""
     root = layout.processed(arm)
@@ -66,8 +75,9 @@ def write_index(arm: str) -> pd.DataFrame:
     for folder in sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")):
         image = np.load(folder / "image.npy", mmap_mode="r")
         digest = hashlib.sha256("".join(sha256_of(folder / name) for name in ARRAYS).encode()).hexdigest()
-        rows.append({"participant_id": folder.name, "shape": "x".join(map(str, image.shape)), "sha256": digest})
-    index = pd.DataFrame(rows, columns=["participant_id", "shape", "sha256"])
+        row = {"participant_id": folder.name, "shape": "x".join(map(str, image.shape)), "sha256": digest}
+        rows.append(row | read_json(folder / "subject.json").get("source", {}))
+    index = pd.DataFrame(rows)
     with atomic_path(root / "index.csv") as inside:
         index.to_csv(inside, index=False)
     return index

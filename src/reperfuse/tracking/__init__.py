@@ -22,10 +22,11 @@ for _name, _value in {
 }.items():
     os.environ.setdefault(_name, _value)
 
-from reperfuse.tracking.lineage import code_changes, data_revision, lineage  # noqa: E402
-from reperfuse.tracking.models import fetch_model, log_model, model_digest  # noqa: E402
+from reperfuse.tracking.lineage import CHANGES, UNKNOWN, code_changes, data_revision, lineage  # noqa: E402
+from reperfuse.tracking.models import fetch_model, log_model, model_digest, run_of  # noqa: E402
 from reperfuse.tracking.names import METRIC_GROUPS, RUN_KINDS, grouped, run_name  # noqa: E402
 from reperfuse.tracking.registry import (  # noqa: E402
+    PREVIOUS,
     Version,
     champion,
     find_registered,
@@ -36,13 +37,27 @@ from reperfuse.tracking.registry import (  # noqa: E402
     set_alias,
     tag_version,
 )
-from reperfuse.tracking.runs import Run, find_table, read_table, resume, run, run_record  # noqa: E402
+from reperfuse.tracking.runs import (  # noqa: E402
+    Run,
+    RunRecord,
+    find_table,
+    find_text,
+    read_table,
+    recorded,
+    resume,
+    run,
+    run_record,
+)
 from reperfuse.tracking.store import client, repository_root, serve_ui, tracking_uri, ui_command  # noqa: E402
 
 __all__ = [
+    "CHANGES",
     "METRIC_GROUPS",
+    "PREVIOUS",
     "RUN_KINDS",
+    "UNKNOWN",
     "Run",
+    "RunRecord",
     "Version",
     "champion",
     "client",
@@ -51,6 +66,7 @@ __all__ = [
     "fetch_model",
     "find_registered",
     "find_table",
+    "find_text",
     "get_alias",
     "grouped",
     "lineage",
@@ -58,12 +74,14 @@ __all__ = [
     "model_digest",
     "promote",
     "read_table",
+    "recorded",
     "register",
     "repository_root",
     "resume",
     "rollback",
     "run",
     "run_name",
+    "run_of",
     "run_record",
     "serve_ui",
     "set_alias",

@@ -15,6 +15,9 @@ CODE = ("src", "flows", "experiments", "params.yaml", "dvc.yaml", "pyproject.tom
 PACKAGES = ("torch", "monai", "lightning", "optuna", "mlflow", "numpy", "reperfuse")
 """Libraries whose version is kept by name; requirements.lock, by its hash, has all of them."""
 
+CHANGES = "changes.patch"
+"""File with the `code_changes` of a run whose code differed from its commit."""
+
 UNKNOWN = "none"
 """What stands where there is nothing to know: no commit, no DVC data, no GPU."""
 
@@ -73,13 +76,21 @@ def data_revision(root: Path | str, arm: str) -> str:
 
 
 def code_changes(root: Path | str) -> str:
-    """The patch from the commit to the code and parameters that really ran; empty when `git_dirty` is false.
+    """The patch from the commit to the code and parameters that really ran, new files included, for `git apply`.
 
-    Files git does not know yet are named, not shown.
+    Empty where `git_dirty` is false.
     """
-    new = _git(Path(root), "ls-files", "--others", "--exclude-standard", "--", *CODE).splitlines()
-    patch = _git(Path(root), "diff", "HEAD", "--", *CODE)
-    return "".join(f"# not in git: {name}\n" for name in new) + (patch + "\n" if patch else "")
+    root = Path(root)
+    new = _git(root, "ls-files", "--others", "--exclude-standard", "--", *CODE).splitlines()
+    patches = [_patch(root, "diff", "--binary", "--no-color", "HEAD", "--", *CODE)]
+    patches += [_patch(root, "diff", "--binary", "--no-color", "--no-index", "--", os.devnull, name) for name in new]
+    return "".join(patches)
+
+
+def _patch(root: Path, *arguments: str) -> str:
+    """Output of `git diff` to the letter: a line of context may be one blank. Its exit code is 1 on a difference."""
+    done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, check=False)
+    return done.stdout.decode(errors="surrogateescape") if done.returncode in (0, 1) else ""
 
 
 def _git(root: Path, *arguments: str) -> str:

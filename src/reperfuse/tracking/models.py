@@ -163,6 +163,36 @@ def fetch_model(model_uri: str | Path) -> Path:
     return found[0].parent
 
 
+def run_of(model_uri: str) -> str:
+    """Id of the run that made a model of the store.
+
+    Parameters
+    ----------
+    model_uri
+        `models:/lesion@champion`, `models:/lesion/3`, `models:/m-…` or `runs:/ID/model`.
+
+    Raises
+    ------
+    InputError
+        If there is no such model.
+    """
+    from mlflow.exceptions import MlflowException
+
+    store, name = client(), model_uri.removeprefix("models:/").strip("/")
+    try:
+        if model_uri.startswith("runs:/"):
+            return str(store.get_run(model_uri.removeprefix("runs:/").partition("/")[0]).info.run_id)
+        if not model_uri.startswith("models:/"):
+            raise InputError(f"{model_uri} is no model of the store: give models:/NAME@champion, models:/NAME/VERSION.")
+        if "@" in name:
+            return str(store.get_model_version_by_alias(*name.split("@", 1)).run_id)
+        if "/" in name:
+            return str(store.get_model_version(*name.split("/", 1)).run_id)
+        return str(store.get_logged_model(name).source_run_id)
+    except MlflowException as error:
+        raise InputError(f"{model_uri} is not in {tracking_uri()}: `reperfuse ui` shows what is.") from error
+
+
 def _location(uri: str) -> str:
     """Where the artifacts of a model URI lie, asked of this store and not of MLflow's global one."""
     store = client()

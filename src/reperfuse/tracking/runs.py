@@ -218,9 +218,55 @@ def read_table(run_id: str, path: str) -> "pd.DataFrame":
 
     with tempfile.TemporaryDirectory(prefix="reperfuse-table-") as room:
         try:
-            return pd.read_csv(client().download_artifacts(run_id, path, room))
+            # Ids and centres are text, or 01 would come back as 1.
+            return pd.read_csv(
+                client().download_artifacts(run_id, path, room), dtype={"participant_id": str, "centre": str}
+            )
         except (MlflowException, OSError) as error:
             raise InputError(f"Run {run_id} in the store has no {path}: promote its model again.") from error
+
+
+def recorded(run_id: str) -> RunRecord:
+    """What the store knows of a run, in the form of its run.json.
+
+    Raises
+    ------
+    InputError
+        If the store does not know it.
+    """
+    from mlflow.exceptions import MlflowException
+
+    try:
+        found = client().get_run(run_id)
+        experiment = client().get_experiment(found.info.experiment_id).name
+    except MlflowException as error:
+        raise InputError(f"The store does not know the run {run_id}: promote its model again.") from error
+    lineage = {k.removeprefix("lineage."): v for k, v in found.data.tags.items() if k.startswith("lineage.")}
+    return {
+        "run_id": run_id,
+        "experiment": experiment,
+        "name": found.info.run_name,
+        "tags": {k: v for k, v in found.data.tags.items() if not k.startswith("lineage.")},
+        "params": dict(found.data.params),
+        "metrics": dict(found.data.metrics),
+        "lineage": lineage,
+    }
+
+
+def find_text(run_id: str, path: str) -> str | None:
+    """A text that `Run.log_text` or `Run.log_artifact` kept with a run; None where the run has no such artifact.
+
+    Raises
+    ------
+    InputError
+        If the store does not know the run, or cannot be asked.
+    """
+    if not _kept(run_id, path):
+        return None
+    with tempfile.TemporaryDirectory(prefix="reperfuse-text-") as room:
+        # A patch keeps the ends of lines and the bytes that it came with.
+        content = Path(client().download_artifacts(run_id, path, room)).read_bytes()
+    return content.decode(errors="surrogateescape")
 
 
 def find_table(run_id: str, path: str) -> "pd.DataFrame | None":
@@ -231,13 +277,18 @@ def find_table(run_id: str, path: str) -> "pd.DataFrame | None":
     InputError
         If the store does not know the run, or cannot be asked.
     """
+    return read_table(run_id, path) if _kept(run_id, path) else None
+
+
+def _kept(run_id: str, path: str) -> bool:
+    """Whether a run has an artifact of that path."""
     from mlflow.exceptions import MlflowException
 
     try:
-        kept = {artifact.path for artifact in client().list_artifacts(run_id, os.path.dirname(path) or None)}
+        found = {artifact.path for artifact in client().list_artifacts(run_id, os.path.dirname(path) or None)}
     except (MlflowException, OSError) as error:
         raise InputError(f"The artifacts of run {run_id} cannot be listed: promote its model again.") from error
-    return read_table(run_id, path) if path in kept else None
+    return path in found
 
 
 @contextmanager
