@@ -37,7 +37,8 @@ from reperfuse.tracking.registry import (  # noqa: E402
     tag_version,
 )
 from reperfuse.tracking.runs import Run, find_table, read_table, resume, run, run_record  # noqa: E402
-from reperfuse.tracking.store import client, repository_root, serve_ui, tracking_uri, ui_command  # noqa: E402
+from reperfuse.tracking.server import serve_ui  # noqa: E402
+from reperfuse.tracking.store import client, repository_root, tracking_uri  # noqa: E402
 
 __all__ = [
     "METRIC_GROUPS",
@@ -69,5 +70,4 @@ __all__ = [
     "set_alias",
     "tag_version",
     "tracking_uri",
-    "ui_command",
 ]
