@@ -8,7 +8,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint ui serve bench lock
+.PHONY: help demo test test-all lint ui up down status serve bench lock
 
 help:  ## what can be typed
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -42,7 +42,16 @@ lint: $(VENV)/.installed  ## ruff and mypy
 ui: $(VENV)/.installed  ## the MLflow UI on this machine
 	@$(RUN) reperfuse ui
 
-serve: $(VENV)/.installed  ## Prefect's server and a worker, until Ctrl-C
+up: $(VENV)/.installed  ## MLflow, Prefect and a worker in the background (OPTUNA=1, WORKERS=2, HOST=address)
+	@$(RUN) python -m flows.serve up $(if $(WORKERS),--workers $(WORKERS)) $(if $(HOST),--host $(HOST)) $(if $(OPTUNA),--optuna $(filter-out 1,$(OPTUNA)))
+
+down: $(VENV)/.installed  ## stop what `make up` started
+	@$(RUN) python -m flows.serve down
+
+status: $(VENV)/.installed  ## how the services are: state, address, uptime, restarts, log
+	@$(RUN) python -m flows.serve status
+
+serve: $(VENV)/.installed  ## the same services in this terminal, until Ctrl-C
 	@$(RUN) python -m flows.serve
 
 bench: $(VENV)/.installed  ## side-by-side timings against named peers

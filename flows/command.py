@@ -87,12 +87,16 @@ def stop_family(pid: int) -> None:
     """Interrupt a process and its children, and kill what is left after `STOP_PATIENCE_S`."""
     try:
         parent = psutil.Process(pid)
-        family = [*parent.children(recursive=True), parent]
+        stop_all([*parent.children(recursive=True), parent])
     except psutil.NoSuchProcess:
         return
-    for process in family:
+
+
+def stop_all(processes: list[psutil.Process]) -> None:
+    """Interrupt processes, and kill what is left after `STOP_PATIENCE_S`."""
+    for process in processes:
         _signal(process, signal.SIGINT)
-    for process in psutil.wait_procs(family, timeout=STOP_PATIENCE_S)[1]:
+    for process in psutil.wait_procs(processes, timeout=STOP_PATIENCE_S)[1]:
         _signal(process, signal.SIGKILL)
 
 

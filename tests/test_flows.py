@@ -1,106 +1,31 @@
-"""The flows: what a stage's end means, what a run says, and real services that bring it to Completed."""
+"""The flows: what a stage's end means, and what a run says; test_services.py runs them on real servers."""
 
-import contextlib
 import importlib
 import inspect
 import json
 import os
-import re
-import shlex
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
-import urllib.request
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import yaml
+from tiny_repository import ROOT, write_tiny_repository  # flows/ is found through it
 
-from reperfuse.errors import InputError
-
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # flows/ lies beside src/, it is not installed
-
-from flows import command, experiment, serve, states  # noqa: E402
-from flows import ingest as ingest_room  # noqa: E402
-from flows.command import Ended  # noqa: E402
-
-PYTHON = shlex.quote(sys.executable)
-
-FAKE_CLI = """
-import json, sys, time
-from pathlib import Path
-words = sys.argv[1:]
-with open("said.txt", "a") as said:
-    said.write(" ".join(words) + "\\n")
-if words[0] == "ingest":
-    if not Path(words[1]).exists():
-        sys.exit(print("reperfuse: " + words[1] + " is empty: put series into it.", file=sys.stderr) or 2)
-    folder = Path(words[words.index("--out") + 1])
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "x.txt").write_text("1")
-    __import__("subprocess").run([sys.executable, "-m", "dvc", "add", "--quiet", str(folder)], check=True)
-    print("1 subject accepted")
-elif words[0] == "demo-data":
-    Path(words[1], words[3]).mkdir(parents=True, exist_ok=True)
-elif words[0] == "promote":
-    print(words[1], "is champion: no champion before it.")
-"""
-
-TRAIN = """
-import json, pathlib, sys, time
-arm = sys.argv[1]
-folder = pathlib.Path("results", arm, "evaluate")
-folder.mkdir(parents=True, exist_ok=True)
-if pathlib.Path("broken").exists():
-    sys.exit(print("fold 0 has no subjects: lower folds.n_folds.", file=sys.stderr) or 2)
-if pathlib.Path("slow").exists():
-    pathlib.Path("pid").write_text(str(__import__("os").getpid()))
-    time.sleep(120)
-json.dump({"dice": 0.61, "hd95_mm": None}, open(folder / "metrics.json", "w"))
-"""
+from flows import command, experiment, states
+from flows import ingest as ingest_room
+from flows.command import Ended
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A git and DVC repository with these flows, two tiny stages per arm and a stand-in for the command line."""
+    """The tiny repository, to be copied."""
     root = tmp_path_factory.mktemp("repository") / "tiny repository"  # a name with a space
-    root.mkdir()
-    shutil.copytree(ROOT / "flows", root / "flows", ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(ROOT / "prefect.yaml", root)
-    (root / "reperfuse").mkdir()
-    # The rooms below, such as reperfuse.errors, stay those of the installed package.
-    (root / "reperfuse/__init__.py").write_text("__path__ = __import__('pkgutil').extend_path(__path__, __name__)\n")
-    (root / "reperfuse/__main__.py").write_text(FAKE_CLI)
-    (root / "train.py").write_text(TRAIN)
-    (root / "params.yaml").write_text("x: 1\n")
-    stages: dict[str, Any] = {}
-    for arm in experiment.ARMS:
-        out = f"results/{arm}/cohort.csv"
-        code = (
-            f"import pathlib; p = pathlib.Path('{out}'); p.parent.mkdir(parents=True, exist_ok=True); p.write_text('1')"
-        )
-        stages[f"{arm}-cohort"] = {"cmd": f'python -c "{code}"', "deps": [f"data/bids/{arm}"], "outs": [out]}
-        metrics = [{f"results/{arm}/evaluate/metrics.json": {"cache": False}}]
-        stages[f"{arm}-train"] = {"cmd": f"python train.py {arm}", "deps": [out], "params": ["x"], "metrics": metrics}
-    (root / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages}, sort_keys=False))
-    (root / ".gitignore").write_text("/.reperfuse/\n__pycache__/\n")
-    for words in (
-        "git init -q -b main",
-        "git config user.email a@example.org",
-        "git config user.name a",
-        f"{PYTHON} -m dvc init -q",
-        f"{PYTHON} -m dvc config core.analytics false",
-        "git add .",
-        "git commit -q -m tiny",
-    ):
-        subprocess.run(shlex.split(words), cwd=root, check=True)
+    write_tiny_repository(root)
     return root
 
 
@@ -194,8 +119,12 @@ def test_files_in_use_by_another_dvc_are_waited_for(repository: Path, monkeypatc
     other = subprocess.Popen([*command.DVC, "repro", "--single-item", "lesion-train"], cwd=repository)
     while not (repository / "pid").exists():
         time.sleep(0.1)
-    (repository / "slow").unlink()
-    monkeypatch.setattr(time, "sleep", lambda s: os.kill(int((repository / "pid").read_text()), signal.SIGTERM))
+
+    def end_the_other(_: float) -> None:
+        (repository / "slow").unlink()
+        os.kill(int((repository / "pid").read_text()), signal.SIGTERM)
+
+    monkeypatch.setattr(time, "sleep", end_the_other)
     state = experiment.stage.fn("lesion-train", False)
     other.wait()
     assert state.is_completed() and f"(PID {other.pid})" in caplog.text
@@ -327,149 +256,3 @@ def test_a_schedule_is_off_until_someone_switches_it_on():
 
 def test_the_demo_of_the_flow_and_of_make_hold_out_the_same_patients():
     assert f"REPERFUSE_PSEUDONYM_KEY={experiment.DEMO_KEY}\n" in (ROOT / "Makefile").read_text()
-
-
-# ---- services
-
-
-def test_a_busy_port_is_one_sentence():
-    with socket.socket() as taken:
-        taken.bind((serve.HOST, 0))
-        taken.listen()
-        with pytest.raises(InputError, match=r"is taken on 127\.0\.0\.1"):
-            serve.free_port(taken.getsockname()[1])
-    assert serve.free_port(None) > 0
-
-
-def test_importing_the_services_leaves_the_home_folder_of_the_user_alone(tmp_path: Path):
-    code = "import os, flows.serve; print(os.listdir(os.environ['HOME']))"
-    environment = {**os.environ, "HOME": str(tmp_path)}
-    said = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert said.stdout.strip() == "[]"
-
-
-def start_services(root: Path) -> int:
-    """Start server and worker as a Makefile or an init script does, and give the process to signal."""
-    # `&` in a shell without a terminal starts its command with SIGINT ignored, which children would inherit.
-    shell = f"{PYTHON} -m flows.serve >> serve.out 2>&1 & echo $!"
-    environment = {**os.environ, "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "3", "COLUMNS": "400"}
-    pid = int(subprocess.run(["sh", "-c", shell], cwd=root, env=environment, capture_output=True, check=True).stdout)
-    wait_for(lambda: (root / ".reperfuse/prefect/env").exists(), 300, lambda: (root / "serve.out").read_text())
-    return pid
-
-
-def end(pid: int, signum: int = signal.SIGINT) -> None:
-    """Send a signal and wait for the end; in a container nobody may collect the zombie."""
-    os.kill(pid, signum)
-    wait_for(lambda: not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE, 120)
-
-
-def wait_for(condition: Callable[[], bool], patience_s: float, why: Callable[[], str] = str) -> None:
-    give_up = time.monotonic() + patience_s
-    while not condition():
-        assert time.monotonic() < give_up, why()
-        time.sleep(0.2)
-
-
-def prefect(root: Path, *words: str) -> "subprocess.CompletedProcess[str]":
-    """What `prefect WORDS` says in a terminal that has read the services' env file."""
-    line = f". .reperfuse/prefect/env && {PYTHON} -m prefect {shlex.join(words)}"
-    return subprocess.run(
-        ["sh", "-c", line], cwd=root, env={**os.environ, "COLUMNS": "400"}, capture_output=True, text=True
-    )
-
-
-def runs(root: Path) -> list[dict[str, Any]]:
-    """The runs that the server knows."""
-    url = re.search(r"PREFECT_API_URL=(\S+)", (root / ".reperfuse/prefect/env").read_text())
-    assert url
-    headers = {"Content-Type": "application/json"}
-    request = urllib.request.Request(f"{url[1]}/flow_runs/filter", data=b'{"limit": 200}', headers=headers)
-    with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=60) as answer:
-        return json.load(answer)
-
-
-def services_of(root: Path) -> list[psutil.Process]:
-    """Processes of server, worker and flow runs that belong to the checkout `root`."""
-    found = []
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error):
-            if process.environ().get("REPERFUSE_ROOT") == str(root) and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-    return found
-
-
-@pytest.fixture(scope="module")
-def up(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A tiny repository whose services are up."""
-    root = tmp_path_factory.mktemp("services") / "tiny repository"
-    shutil.copytree(template, root)
-    pid = start_services(root)
-    yield root
-    end(pid)
-    assert services_of(root) == []
-
-
-@pytest.mark.services
-def test_the_demo_runs_to_completed_and_the_second_time_nothing_is_stale(up: Path):
-    first = prefect(up, "deployment", "run", "experiment/demo", "--watch")
-    assert first.returncode == 0, first.stdout + first.stderr
-    assert "Running stage 'perfusion-train'" in first.stdout and "perfusion is champion" in first.stdout
-    assert (up / "data/bids/lesion.dvc").exists()
-    second = prefect(up, "deployment", "run", "experiment/demo", "--watch")
-    assert second.returncode == 0 and "perfusion-train is unchanged" in second.stdout
-    assert "Running stage" not in second.stdout
-    assert "experiment all" in [run["name"] for run in runs(up)]
-
-
-@pytest.mark.services
-def test_a_stage_that_refuses_fails_the_run_at_once_with_its_sentence(up: Path):
-    (up / "broken").touch()
-    said = prefect(up, "deployment", "run", "experiment/lesion", "--param", "force=true", "--watch")
-    (up / "broken").unlink()
-    assert said.returncode == 1
-    assert "lesion-train failed: fold 0 has no subjects: lower folds.n_folds." in said.stdout
-    assert "Traceback" not in said.stdout and "Retry" not in said.stdout
-
-
-@pytest.mark.services
-def test_a_cron_run_appears_and_fires(up: Path):
-    # fastapi and sqlalchemy releases have made schedules vanish without a word; pip check sees nothing.
-    (up / "inbox/perfusion").mkdir(parents=True, exist_ok=True)
-    assert prefect(up, "deployment", "schedule", "create", "ingest/inbox", "--cron", "* * * * *").returncode == 0
-    wait_for(lambda: any(run["auto_scheduled"] for run in runs(up)), 120)
-    wait_for(lambda: any(run["auto_scheduled"] and run["state"]["type"] == "COMPLETED" for run in runs(up)), 240)
-
-
-@pytest.mark.services
-def test_a_second_start_in_the_same_checkout_is_one_sentence(up: Path):
-    said = subprocess.run([sys.executable, "-m", "flows.serve"], cwd=up, capture_output=True, text=True)
-    assert said.returncode == 2 and "up already" in said.stdout + said.stderr
-
-
-@pytest.mark.services
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGKILL], ids=["ctrl-c", "killed"])
-def test_services_that_stop_in_a_training_leave_nothing_and_the_next_run_goes_on(
-    template: Path, tmp_path: Path, signum: int
-):
-    root = tmp_path / "tiny repository"
-    shutil.copytree(template, root)
-    (root / "slow").touch()
-    pid = start_services(root)
-    assert prefect(root, "deployment", "run", "experiment/demo").returncode == 0
-    wait_for(lambda: (root / "pid").exists(), 300)
-    training = int((root / "pid").read_text())
-    end(pid, signum)
-    (root / "slow").unlink()
-    if signum == signal.SIGINT:
-        assert not psutil.pid_exists(training) and services_of(root) == []
-    (root / ".reperfuse/prefect/env").unlink(missing_ok=True)
-    pid = start_services(root)
-    try:
-        assert not psutil.pid_exists(training)
-        assert {run["state"]["name"] for run in runs(root)} <= {"Crashed", "Completed"}
-        said = prefect(root, "deployment", "run", "experiment/demo", "--watch")
-        assert said.returncode == 0 and "AwaitingConcurrencySlot" not in said.stdout
-    finally:
-        end(pid)
-    assert services_of(root) == []

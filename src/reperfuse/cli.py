@@ -387,11 +387,16 @@ def lineage(
 
 
 @app.command()
-def ui(port: Annotated[int, typer.Option(min=1, max=65535, help="port on 127.0.0.1")] = 5000) -> None:
-    """The MLflow UI over this repository's store, on this machine only."""
+def ui(
+    port: Annotated[int, typer.Option(min=1, max=65535, help="port to listen on")] = 5000,
+    host: Annotated[
+        str, typer.Option(help="address to listen on; any but this machine's own needs REPERFUSE_PASSWORD")
+    ] = "127.0.0.1",
+) -> None:
+    """The MLflow UI over this repository's store, on this machine only unless another address is named."""
     from reperfuse.tracking import serve_ui
 
-    serve_ui(port)
+    serve_ui(port, host)
 
 
 def _stages(arm: Arm):  # type: ignore[no-untyped-def]  # a module

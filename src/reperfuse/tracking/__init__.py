@@ -48,7 +48,8 @@ from reperfuse.tracking.runs import (  # noqa: E402
     run,
     run_record,
 )
-from reperfuse.tracking.store import client, repository_root, serve_ui, tracking_uri, ui_command  # noqa: E402
+from reperfuse.tracking.server import serve_ui  # noqa: E402
+from reperfuse.tracking.store import client, repository_root, tracking_uri  # noqa: E402
 
 __all__ = [
     "CHANGES",
@@ -87,5 +88,4 @@ __all__ = [
     "set_alias",
     "tag_version",
     "tracking_uri",
-    "ui_command",
 ]

@@ -2,7 +2,6 @@
 
 import logging
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,8 +21,6 @@ _log = logging.getLogger(__name__)
 
 LOCK_ATTEMPTS = 6
 """How often a call is made again while another process holds the database; MLflow waits 20 s each time."""
-
-_UI_MODE = "workflowType=machine_learning"  # runs and models first; MLflow's own default is prompts and traces
 
 _LOCATIONS = {
     "experiments": ("artifact_location",),
@@ -124,42 +121,6 @@ def store_lock() -> Iterator[None]:
     root = artifact_root()
     with _file_lock((root.parent if root is not None else repository_root() / "mlruns") / ".reperfuse.lock"):
         yield
-
-
-def ui_command(port: int) -> list[str]:
-    """The full `mlflow ui` command for this store, on 127.0.0.1 only."""
-    command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", tracking_uri()]
-    return [*command, "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-
-
-def serve_ui(port: int) -> None:
-    """Become the MLflow UI over this store, until Ctrl-C.
-
-    Raises
-    ------
-    InputError
-        If the port is taken, or the store is a server, which has a UI of its own.
-    """
-    import socket
-
-    uri = tracking_uri()
-    if uri.startswith(("http://", "https://")):
-        raise InputError(f"MLFLOW_TRACKING_URI={uri} is a server with a UI of its own: open it in a browser.")
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError as error:
-            raise InputError(
-                f"Port {port} on 127.0.0.1 is taken ({error.strerror}): give another one with --port."
-            ) from error
-    client()
-    print(f"MLflow UI of {uri} on http://127.0.0.1:{port}/#/experiments?{_UI_MODE} (Ctrl-C ends it)", flush=True)
-    command = ui_command(port)
-    quiet = {"PYTHONWARNINGS": "ignore", "MLFLOW_LOGGING_LEVEL": "ERROR"}
-    os.execve(
-        command[0], command, os.environ | quiet
-    )  # in place of this process, so that a signal ends it and leaves nothing behind
 
 
 def _database(uri: str) -> Path | None:
