@@ -18,8 +18,8 @@ from reperfuse.params import Params, PerfusionParams, PerfusionTrain, Tune
 from reperfuse.stages import fitting, learning
 from reperfuse.stages.fitting import Objective, channels_of, first_weights, network_arguments, state_folder
 from reperfuse.stages.learning import rival_folders, rivals_of, train_arm, tune_arm
-from reperfuse.stages.promotion import gate_of
 from reperfuse.stages.processed import write_index, write_subject, write_table
+from reperfuse.stages.promotion import gate_of
 from reperfuse.training.fit import KEPT
 from reperfuse.training.samples import Subject
 from reperfuse.training.tune import StudySummary, Trial
