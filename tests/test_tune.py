@@ -187,7 +187,7 @@ def test_a_trial_that_kills_its_process_every_time_is_given_up(tmp_path):
     summary = search(tmp_path, deadly, **options)
     failed = summary.trials[summary.trials["state"] == "failed"]
     assert failed["x"].tolist() == [1.0, 1.0] and len(summary.trials) == 6
-    assert set(failed["reason"]) == {"Its process died (time 3)."}
+    assert set(failed["reason"]) == {"Its process died (time 2)."}
 
 
 def test_a_clearly_worse_trial_is_pruned_and_never_the_best(tmp_path):
