@@ -192,7 +192,7 @@ def test_a_call_is_made_again_while_the_database_is_locked(monkeypatch) -> None:
     monkeypatch.setattr(store.time, "sleep", lambda _: None)
     assert store._Patient(busy, "sqlite:////s.db").log() == "done" and busy.calls == 3  # type: ignore[arg-type]
     busy.calls = -100
-    with pytest.raises(InputError, match=r"s\.db is held by another process"):
+    with pytest.raises(InputError, match=r"s\.db has been held by another process"):
         store._Patient(busy, "sqlite:////s.db").log()  # type: ignore[arg-type]
 
 

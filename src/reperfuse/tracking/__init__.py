@@ -37,7 +37,7 @@ from reperfuse.tracking.registry import (  # noqa: E402
     tag_version,
 )
 from reperfuse.tracking.runs import Run, find_table, read_table, resume, run, run_record  # noqa: E402
-from reperfuse.tracking.store import client, repository_root, serve_ui, tracking_uri, ui_command  # noqa: E402
+from reperfuse.tracking.store import client, repository_root, serve_ui, store_name, tracking_uri, ui_command  # noqa: E402
 
 __all__ = [
     "METRIC_GROUPS",
@@ -67,6 +67,7 @@ __all__ = [
     "run_record",
     "serve_ui",
     "set_alias",
+    "store_name",
     "tag_version",
     "tracking_uri",
     "ui_command",
