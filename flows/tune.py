@@ -1,5 +1,6 @@
 """The flow that tunes one arm with several workers: the search as DVC's stage, and processes that join it."""
 
+import contextlib
 import csv
 import json
 import os
@@ -60,7 +61,7 @@ def worker(arm: str, number: int, began: float, over: threading.Event) -> State:
         if over.is_set():
             return Completed(message="It came too late: nothing was left to search.")
         ended = streamed((*REPERFUSE, "tune", arm, "--join"), root=ROOT, log=log.info)
-        if not ended.code:
+        if not ended.code or over.is_set():
             return Completed(message=f"It worked for {ended.seconds:.0f} s.")
         if ended.code != 2:
             break
@@ -93,16 +94,14 @@ def tune(arm: Literal["lesion", "perfusion"], workers: Annotated[int, Field(ge=1
     over = threading.Event()
     try:
         others = [worker.submit(arm, number, began, over) for number in range(2, workers + 1)]
-        # Here and not in a thread: a timeout or a cancellation wakes the main thread alone.
+        # Here and not in a thread: a timeout or a cancellation wakes the main thread alone, which stops its command.
         name = f"{arm}-tune"
         state = _named(stage, name)(name, False, return_state=True)
         over.set()
         wait(others)
     except BaseException:
         over.set()
-        # Nobody else would: a worker would search on alone.
-        for child in psutil.Process().children():
-            stop_family(child.pid)
+        _stop_workers(arm)
         raise
     if not state.is_completed():
         return Failed(message=f"{name} failed: {state.message}")
@@ -115,6 +114,15 @@ def tune(arm: Literal["lesion", "perfusion"], workers: Annotated[int, Field(ge=1
 def _up_to_the_search(arm: str) -> list[str]:
     names = stage_names(ROOT, arm)
     return names[: names.index(f"{arm}-tune")]
+
+
+def _stop_workers(arm: str) -> None:
+    """Stop the processes that joined; the threads that wait for them hear nothing, and they would search on alone."""
+    command = [*REPERFUSE, "tune", arm, "--join"]
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if child.cmdline() == command:  # Prefect may have a server of its own among our children
+                stop_family(child.pid)
 
 
 def search_has_begun(root: Path, arm: str, began: float) -> bool:

@@ -146,6 +146,18 @@ def spare(finished: Workspace, tmp_path: Path) -> Workspace:
 
 
 @pytest.fixture(scope="session")
+def fresh_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database as `client` makes it; copied for each test because MLflow's migrations take seconds."""
+    from reperfuse import tracking
+
+    root = tmp_path_factory.mktemp("first") / "mlruns"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{root}/mlflow.db")
+        tracking.client()
+    return root / "mlflow.db"
+
+
+@pytest.fixture(scope="session")
 def phantom() -> "DscPhantom":
     """A DSC examination of an invented patient with a stroke; copy its arrays before changing them."""
     from reperfuse.phantoms.dsc import dsc_phantom

@@ -7,7 +7,9 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pandas as pd
@@ -277,3 +279,92 @@ def test_a_trial_that_kills_a_second_worker_is_given_up_and_the_search_ends(data
     trials = pd.read_csv(folder / "trials.csv").set_index("x")
     assert len(trials) == 6 and trials["state"].value_counts().to_dict() == {"complete": 5, "failed": 1}
     assert trials.loc[3.0, "reason"] == "Its process died (time 2)." and attempts(tmp_path, 3.0, 1) == 2
+
+
+# ---- Prefect
+RUNS = "SELECT state_type::text, count(*) FROM flow_run GROUP BY state_type"
+
+FLOW = """
+import os
+from pathlib import Path
+from prefect import flow
+
+@flow
+def tiny(number: int):
+    Path(f"done-{number}").write_text(str(os.getppid()))
+"""
+
+DEPLOYMENT = """
+name: tiny
+pull:
+  - prefect.deployments.steps.set_working_directory:
+      directory: "{{ $REPERFUSE_ROOT }}"
+deployments:
+  - name: one
+    entrypoint: tiny.py:tiny
+    work_pool: {name: reperfuse}
+"""
+
+
+@contextmanager
+def service(*words: str, folder: Path, env: dict[str, str]) -> Iterator[None]:
+    """A `prefect` process in the background, stopped at the end of the block."""
+    with (folder / "services.log").open("ab") as log:
+        command = [sys.executable, "-m", "prefect", "--no-prompt", *words]
+        process = subprocess.Popen(command, cwd=folder, env=env, stdout=log, stderr=log)
+    try:
+        yield
+    finally:
+        process.terminate()
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def answers(url: str) -> bool:
+    try:
+        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(url, timeout=5) as said:
+            return bool(said.status == 200)
+    except OSError:
+        return False
+
+
+def test_prefect_runs_a_deployment_with_two_workers_and_remembers_it_there(database: str, tmp_path: Path) -> None:
+    (tmp_path / "tiny.py").write_text(FLOW)
+    (tmp_path / "prefect.yaml").write_text(DEPLOYMENT)
+    port = free_port()
+    env = environment(
+        PREFECT_HOME=str(tmp_path / "home"),
+        PREFECT_API_URL=f"http://127.0.0.1:{port}/api",
+        PREFECT_SERVER_DATABASE_CONNECTION_URL=database.replace("postgresql://", "postgresql+asyncpg://"),
+        PREFECT_SERVER_ANALYTICS_ENABLED="false",
+        DO_NOT_TRACK="1",
+        REPERFUSE_ROOT=str(tmp_path),
+    )
+
+    def prefect(*words: str) -> str:
+        command = [sys.executable, "-m", "prefect", "--no-prompt", *words]
+        done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr + (tmp_path / "services.log").read_text()[-3000:]
+        return done.stdout
+
+    with ExitStack() as up:
+        up.enter_context(
+            service("server", "start", "--host", "127.0.0.1", "--port", str(port), folder=tmp_path, env=env)
+        )
+        wait_for(lambda: answers(f"http://127.0.0.1:{port}/api/health"), 120)
+        prefect("work-pool", "create", "reperfuse", "--type", "process")
+        prefect("deploy", "--all")
+        for name in ("first", "second"):
+            # One run at a time each, so that three runs at once need both.
+            words = ("worker", "start", "--pool", "reperfuse", "--type", "process", "--name", name, "--limit", "1")
+            up.enter_context(service(*words, folder=tmp_path, env=env))
+        for number in range(2):
+            prefect("deployment", "run", "tiny/one", "--param", f"number={number}")
+        prefect("deployment", "run", "tiny/one", "--param", "number=2", "--watch")
+        wait_for(lambda: all((tmp_path / f"done-{number}").exists() for number in range(3)), 60)
+        wait_for(lambda: answer(database, RUNS) == [("COMPLETED", 3)], 60)
+    assert len({(tmp_path / f"done-{number}").read_text() for number in range(3)}) == 2
+    assert not (tmp_path / "home" / "prefect.db").exists()

@@ -22,16 +22,6 @@ from reperfuse.tracking import runs, store
 SERVED = Path(tracking.__file__).parent.parent / "stages" / "served_model.py"
 
 
-@pytest.fixture(scope="session")
-def fresh_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A database as `client` makes it; copied for each test because MLflow's migrations take seconds."""
-    root = tmp_path_factory.mktemp("first") / "mlruns"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{root}/mlflow.db")
-        tracking.client()
-    return root / "mlflow.db"
-
-
 @pytest.fixture
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fresh_database: Path) -> Iterator[Path]:
     """An empty repository with a store, as the current folder."""

@@ -178,7 +178,9 @@ def test_a_timeout_stops_the_search_its_workers_and_all_their_children(tmp_path:
     (root / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages}))
     for words in (["git", "init", "-q"], [sys.executable, "-m", "dvc", "init", "-q"]):
         subprocess.run(words, cwd=root, check=True)
-    environment = os.environ | {"PREFECT_HOME": str(tmp_path / "prefect"), "PREFECT_API_URL": "", "DO_NOT_TRACK": "1"}
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+    environment = kept | {"PREFECT_HOME": str(tmp_path / "prefect"), "DO_NOT_TRACK": "1"}
+    environment |= {"PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
     code = "from flows.tune import tune; tune.with_options(timeout_seconds=20)('lesion', workers=3)"
     said = subprocess.run([sys.executable, "-c", code], cwd=root, env=environment, capture_output=True, text=True)
     assert said.returncode == 1 and "exceeded timeout of 20" in said.stderr
