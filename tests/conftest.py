@@ -63,7 +63,9 @@ class Workspace:
     def environment(self, **more: str) -> dict[str, str]:
         """Variables of a process in this workspace."""
         kept = {
-            name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "DVC_", "REPERFUSE_"))
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(("MLFLOW_", "OPTUNA_", "DVC_", "REPERFUSE_"))
         }
         return (
             kept

@@ -168,22 +168,33 @@ def test_a_store_that_another_process_is_making_is_awaited_not_replaced(root: Pa
     assert database.stat().st_ino == theirs
 
 
-def test_a_call_is_made_again_while_the_database_is_locked(monkeypatch) -> None:
+@pytest.mark.parametrize(
+    ("uri", "words", "sentence"),
+    [
+        ("sqlite:////s.db", "database is locked", r"s\.db has been held by another process"),
+        (
+            "postgresql://ada:secret@host/db",
+            'connection to server at "host" failed: Connection refused',
+            r"^postgresql://ada:\*\*\*@host/db has been away",
+        ),
+    ],
+)
+def test_a_call_is_made_again_while_the_database_cannot_be_had(monkeypatch, uri, words, sentence) -> None:
     class Busy:
         calls = 0
 
         def log(self) -> str:
             self.calls += 1
             if self.calls < 3:
-                raise RuntimeError("(sqlite3.OperationalError) database is locked")
+                raise RuntimeError(words)
             return "done"
 
     busy = Busy()
     monkeypatch.setattr(store.time, "sleep", lambda _: None)
-    assert store._Patient(busy, "sqlite:////s.db").log() == "done" and busy.calls == 3  # type: ignore[arg-type]
+    assert store._Patient(busy, uri).log() == "done" and busy.calls == 3  # type: ignore[arg-type]
     busy.calls = -100
-    with pytest.raises(InputError, match=r"s\.db has been held by another process"):
-        store._Patient(busy, "sqlite:////s.db").log()  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=sentence):
+        store._Patient(busy, uri).log()  # type: ignore[arg-type]
 
 
 def test_a_checkout_that_moved_keeps_its_runs_and_their_files(root: Path, model: Path, tmp_path, monkeypatch) -> None:

@@ -271,7 +271,7 @@ def _client(uri: str) -> "MlflowClient":
     # It prints a traceback before it raises, also where `_Patient` only has to wait.
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     # The first to come makes the tables, in some fifty migrations that two machines together would spoil. The lock also
-    # says in a second what MLflow says after two minutes of trying: that nobody answers.
+    # says in one sentence that nobody answers, where MLflow would try for minutes and end in a traceback.
     with database_lock(uri, "reperfuse mlflow tables") if POSTGRESQL.match(uri) else nullcontext():
         store = MlflowClient(tracking_uri=uri, registry_uri=uri)
         try:

@@ -185,7 +185,7 @@ def tune(
                     place.sign(study, trial)
                     trial.set_user_attr("worker", worker)
             if trial is None:
-                if not study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+                if not study.get_trials(deepcopy=False, states=(TrialState.RUNNING, TrialState.WAITING)):
                     break
                 time.sleep(place.wait_s)
                 continue
