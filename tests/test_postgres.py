@@ -6,10 +6,12 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
@@ -47,9 +49,18 @@ def wait_for(condition: Callable[[], bool], patience_s: float, why: str = "") ->
         time.sleep(0.2)
 
 
+@dataclass(frozen=True)
+class Server:
+    """A PostgreSQL on loopback that asks for a password."""
+
+    url: str
+    """Without a database's name."""
+    start: Callable[[], None]
+    stop: Callable[[], None]
+
+
 @pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    """URL, without a database's name, of a PostgreSQL on loopback that asks for a password."""
+def server() -> Iterator[Server]:
     binaries, port = programs(), free_port()
     # PostgreSQL refuses to run as root, and no other account may enter pytest's own folder.
     account = {"user": "postgres", "group": "postgres"} if os.geteuid() == 0 else {}
@@ -60,30 +71,36 @@ def server() -> Iterator[str]:
             shutil.chown(room, **account)
 
         def run(*words: str) -> None:
-            done = subprocess.run(words, cwd=room, stdin=subprocess.DEVNULL, capture_output=True, text=True, **account)
+            quiet = {"stdin": subprocess.DEVNULL, "capture_output": True, "text": True}
+            done = subprocess.run(words, cwd=room, **quiet, **account)
             assert done.returncode == 0, done.stdout + done.stderr
 
         run(f"{binaries}/initdb", "-D", "data", "-U", "ada", "-A", "scram-sha-256", "--pwfile", "password", "--no-sync")
         options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories= -c fsync=off"
         control = [f"{binaries}/pg_ctl", "-D", "data", "-w", "-l", "log"]
-        run(*control, "-o", options, "start")
+        one = Server(
+            f"postgresql://ada:{PASSWORD}@127.0.0.1:{port}",
+            lambda: run(*control, "-o", options, "start"),
+            lambda: run(*control, "-m", "fast", "stop"),
+        )
+        one.start()
         try:
-            yield f"postgresql://ada:{PASSWORD}@127.0.0.1:{port}"
+            yield one
         finally:
-            run(*control, "-m", "fast", "stop")
+            one.stop()
 
 
 @pytest.fixture
-def database(server: str, request: pytest.FixtureRequest) -> str:
+def database(server: Server, request: pytest.FixtureRequest) -> str:
     """URL of an empty database."""
     import psycopg2
 
     name = f"test_{abs(hash(request.node.name))}"
-    connection = psycopg2.connect(f"{server}/postgres")
+    connection = psycopg2.connect(f"{server.url}/postgres")
     connection.autocommit = True
     connection.cursor().execute(f"CREATE DATABASE {name}")
     connection.close()
-    return f"{server}/{name}"
+    return f"{server.url}/{name}"
 
 
 def answer(url: str, query: str) -> list[tuple]:
@@ -134,14 +151,14 @@ with database_lock({database!r}, "a lock"):
     holder.communicate()
 
 
-def test_a_database_that_cannot_be_had_is_one_sentence_without_the_password(server: str, tmp_path: Path) -> None:
+def test_a_database_that_cannot_be_had_is_one_sentence_without_the_password(server: Server, tmp_path: Path) -> None:
     from reperfuse.training.studies import DatabasePlace
 
     with pytest.raises(InputError, match=r"ada:\*\*\*@127.* does not answer .*nowhere.*: start that database") as said:
-        DatabasePlace(f"{server}/nowhere", "lesion").exists()
+        DatabasePlace(f"{server.url}/nowhere", "lesion").exists()
     assert PASSWORD not in str(said.value)
     code = "from reperfuse import tracking; tracking.client()"
-    (process,) = processes(code, [tmp_path], MLFLOW_TRACKING_URI=f"{server}/nowhere")
+    (process,) = processes(code, [tmp_path], MLFLOW_TRACKING_URI=f"{server.url}/nowhere")
     assert "does not answer" in (text := process.communicate(timeout=60)[0]) and PASSWORD not in text
 
 
@@ -199,6 +216,25 @@ def test_two_processes_remember_register_and_promote_at_once(
     assert tracking.rollback("lesion").version == first.version
     assert PASSWORD not in tracking.store_name()
     assert not subprocess.run(["grep", "-r", "-l", PASSWORD, tmp_path], capture_output=True, text=True).stdout
+
+
+def test_metrics_logged_while_the_database_starts_again_are_all_there_once(
+    server: Server, database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from reperfuse import tracking
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", database)
+    monkeypatch.chdir(tmp_path)
+    with tracking.run("lesion", "model x") as run:
+        run.log_metrics({"train/loss": 3.0}, step=0)
+        server.stop()
+        late = threading.Timer(3.0, server.start)
+        late.start()
+        run.log_metrics({"train/loss": 2.0}, step=1)
+        late.join()
+        run.log_metrics({"train/loss": 1.0}, step=2)
+    history = tracking.client().get_metric_history(run.id, "train/loss")
+    assert [(point.step, point.value) for point in history] == [(0, 3.0), (1, 2.0), (2, 1.0)]
 
 
 # ---- Optuna
