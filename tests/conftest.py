@@ -63,7 +63,9 @@ class Workspace:
     def environment(self, **more: str) -> dict[str, str]:
         """Variables of a process in this workspace."""
         kept = {
-            name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "DVC_", "REPERFUSE_"))
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(("MLFLOW_", "OPTUNA_", "DVC_", "REPERFUSE_"))
         }
         return (
             kept
@@ -143,6 +145,18 @@ def spare(finished: Workspace, tmp_path: Path) -> Workspace:
     """A copy of the finished workspace that a test may change."""
     shutil.copytree(finished.root, tmp_path / "workspace", symlinks=True)
     return Workspace(tmp_path / "workspace")
+
+
+@pytest.fixture(scope="session")
+def fresh_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database as `client` makes it; copied for each test because MLflow's migrations take seconds."""
+    from reperfuse import tracking
+
+    root = tmp_path_factory.mktemp("first") / "mlruns"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{root}/mlflow.db")
+        tracking.client()
+    return root / "mlflow.db"
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ PACKAGE = ROOT / "src" / "reperfuse"
 
 LEVELS = [
     {"errors"},
-    {"files"},
+    {"files", "databases"},
     {"imaging"},
     {"cohort", "phantoms", "preprocessing", "perfusion", "networks"},
     {"evaluation"},
@@ -23,7 +23,7 @@ LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 
 DOORS = {
     "mlflow": {"tracking"},
-    "optuna": {"training/tune.py"},
+    "optuna": {"training/tune.py", "training/studies.py"},
     "pydicom": {"imaging"},
     "highdicom": {"imaging"},
     "prefect": {"flows"},
@@ -32,7 +32,7 @@ DOORS = {
 }
 # training may score what it trains, with this module of evaluation alone
 MAY_IMPORT = {"training": {"evaluation.metrics"}}
-KNOWN_TO_ALL = {"errors", "files"}
+KNOWN_TO_ALL = {"errors", "files", "databases"}
 SEES_PARAMS = {"stages", "cli", "flows"}
 
 

@@ -215,6 +215,9 @@ def test_outputs_restored_after_a_lost_store_still_end_in_a_champion(
     )
     assert "already" in spare.run("reperfuse", "promote", "perfusion").stdout
     assert len(runs(spare, monkeypatch, "perfusion")) == 1
+    # The champion before it was the lost store's alone.
+    said = spare.run("reperfuse", "rollback", "perfusion", check=False)
+    assert said.returncode == 2 and "has no previous champion to go back to." in said.stderr
 
 
 def test_an_experiment_in_a_temporary_copy_logs_to_the_same_store(

@@ -22,16 +22,6 @@ from reperfuse.tracking import runs, store
 SERVED = Path(tracking.__file__).parent.parent / "stages" / "served_model.py"
 
 
-@pytest.fixture(scope="session")
-def fresh_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A database as `client` makes it; copied for each test because MLflow's migrations take seconds."""
-    root = tmp_path_factory.mktemp("first") / "mlruns"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{root}/mlflow.db")
-        tracking.client()
-    return root / "mlflow.db"
-
-
 @pytest.fixture
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fresh_database: Path) -> Iterator[Path]:
     """An empty repository with a store, as the current folder."""
@@ -178,22 +168,33 @@ def test_a_store_that_another_process_is_making_is_awaited_not_replaced(root: Pa
     assert database.stat().st_ino == theirs
 
 
-def test_a_call_is_made_again_while_the_database_is_locked(monkeypatch) -> None:
+@pytest.mark.parametrize(
+    ("uri", "words", "sentence"),
+    [
+        ("sqlite:////s.db", "database is locked", r"s\.db has been held by another process"),
+        (
+            "postgresql://ada:secret@host/db",
+            'connection to server at "host" failed: Connection refused',
+            r"^postgresql://ada:\*\*\*@host/db has been away",
+        ),
+    ],
+)
+def test_a_call_is_made_again_while_the_database_cannot_be_had(monkeypatch, uri, words, sentence) -> None:
     class Busy:
         calls = 0
 
         def log(self) -> str:
             self.calls += 1
             if self.calls < 3:
-                raise RuntimeError("(sqlite3.OperationalError) database is locked")
+                raise RuntimeError(words)
             return "done"
 
     busy = Busy()
     monkeypatch.setattr(store.time, "sleep", lambda _: None)
-    assert store._Patient(busy, "sqlite:////s.db").log() == "done" and busy.calls == 3  # type: ignore[arg-type]
+    assert store._Patient(busy, uri).log() == "done" and busy.calls == 3  # type: ignore[arg-type]
     busy.calls = -100
-    with pytest.raises(InputError, match=r"s\.db is held by another process"):
-        store._Patient(busy, "sqlite:////s.db").log()  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=sentence):
+        store._Patient(busy, uri).log()  # type: ignore[arg-type]
 
 
 def test_a_checkout_that_moved_keeps_its_runs_and_their_files(root: Path, model: Path, tmp_path, monkeypatch) -> None:

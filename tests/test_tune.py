@@ -7,6 +7,7 @@ import threading
 import time
 
 import numpy as np
+import optuna
 import pandas as pd
 import pytest
 
@@ -14,6 +15,7 @@ from reperfuse.errors import InputError
 from reperfuse.files import read_json
 from reperfuse.training import tune as room
 from reperfuse.training.module import TrainingDiverged
+from reperfuse.training.studies import DatabasePlace, JournalPlace
 from reperfuse.training.tune import best_of, tune
 
 SPACE = {"x": {"low": -2.0, "high": 2.0}, "width": {"low": 4, "high": 16, "step": 4}, "loss": {"choices": ["a", "b"]}}
@@ -187,7 +189,48 @@ def test_a_trial_that_kills_its_process_every_time_is_given_up(tmp_path):
     summary = search(tmp_path, deadly, **options)
     failed = summary.trials[summary.trials["state"] == "failed"]
     assert failed["x"].tolist() == [1.0, 1.0] and len(summary.trials) == 6
-    assert set(failed["reason"]) == {"Its process died (time 3)."}
+    assert set(failed["reason"]) == {"Its process died (time 2)."}
+
+
+def test_a_trial_that_was_only_interrupted_is_never_given_up(tmp_path):
+    for call in range(room.MAX_DEATHS + 1):
+        with pytest.raises(KeyboardInterrupt):
+            search(tmp_path, stopping_at(1, [], KeyboardInterrupt), n_trials=1)
+        assert len(list(tmp_path.glob("trials/*"))) == 1, call
+    assert search(tmp_path, n_trials=1).trials["state"].tolist() == ["complete"]
+
+
+def test_a_worker_that_was_taken_for_dead_gives_its_trial_up(tmp_path):
+    ended = []
+
+    def overtaken(overrides, fold, state_dir):
+        if not ended and fold == 1:  # what another worker does when no heartbeat comes
+            other = optuna.load_study(study_name="tune", storage=JournalPlace(tmp_path).storage())
+            other.enqueue_trial(other.trials[0].params, user_attrs={"deaths": 1, "continues": 0})
+            other._storage.set_trial_user_attr(other.trials[0]._trial_id, "died", True)
+            other.tell(0, state=optuna.trial.TrialState.FAIL)
+            ended.append(0)
+        return score(overrides, fold)
+
+    told = []
+    summary = search(tmp_path, overtaken, n_trials=2, on_trial=lambda trial: told.append((trial.number, trial.reason)))
+    assert told == [(0, room.LOST), (1, ""), (2, "")]
+    assert summary.trials["state"].tolist() == ["complete"] * 2 and summary.trials["continues"][0] == 0
+
+
+def test_a_note_is_there_for_those_that_join(tmp_path):
+    assert room.note_of(tmp_path / "a") is None
+    search(tmp_path / "a", n_trials=1, note="run 1")
+    assert room.note_of(tmp_path / "a") == "run 1"
+    search(tmp_path / "a", n_trials=1, join=True)
+    assert room.note_of(tmp_path / "a") == "run 1"
+
+
+def test_a_database_that_is_none_of_postgresql_is_refused_without_its_password():
+    with pytest.raises(InputError, match=r"mysql://ada:\*\*\*@host/db is no PostgreSQL database"):
+        DatabasePlace("mysql://ada:secret@host/db", "lesion")
+    assert "secret" not in str(DatabasePlace("postgresql://ada:secret@host/db", "lesion"))
+    assert "secret" not in repr(DatabasePlace("postgresql://ada:secret@host/db", "lesion"))
 
 
 def test_a_clearly_worse_trial_is_pruned_and_never_the_best(tmp_path):

@@ -21,6 +21,7 @@ NOT_A_DEPENDENCY = {
     "reperfuse.params": "values reach a stage through dvc.yaml's params; this file holds names and bounds",
     "reperfuse.tracking": "records what happened and computes nothing",
     "reperfuse.errors": "one exception class",
+    "reperfuse.databases": "names a database and takes turns at it; computes nothing",
     "reperfuse": "the version",
 }
 

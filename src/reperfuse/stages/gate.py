@@ -92,9 +92,8 @@ def decide(challenger: Evidence, champion: Evidence | None, metric: str, gate: P
     """
     sign = 1 if METRICS[metric].better == "higher" else -1
     beaten = _baselines(challenger.scores, metric, sign)
-    if not beaten.met or champion is None:
-        first = Condition("champion", None, "there was no champion")
-        return _decision([beaten] if champion is not None else [beaten, first])
+    if champion is None:
+        return _decision([beaten, Condition("champion", None, "there was no champion")])
     ours, theirs, left_out = _shared(challenger, champion, metric)
     enough = _enough(len(ours), f"mean {metric}", gate.minimum_subjects, left_out)
     if not enough.met:

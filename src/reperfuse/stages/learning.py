@@ -20,7 +20,7 @@ from reperfuse.stages import layout
 from reperfuse.stages.dataset import subjects_table
 from reperfuse.stages.fitting import ArmParams, Fitted, Objective, fit_arm, init_params, state_folder, with_overrides
 from reperfuse.stages.processed import read_folds, write_table
-from reperfuse.stages.search import search
+from reperfuse.stages.search import search, study_to_join
 from reperfuse.training.fit import shown
 from reperfuse.training.losses import ACTIVATIONS
 from reperfuse.training.samples import Subject
@@ -48,14 +48,8 @@ def tune_arm(settings: ArmParams, seed: int, objective: Objective, *, join: bool
     training = training.assign(fold=training["fold"].map({fold: place for place, fold in enumerate(present)}))
     about = {name: getattr(asked, name) for name in ("space", "epochs", "sampler")} | dict(objective.about)
     state = state_folder(arm, "tune", seed, settings.train, about)
-    record = state / "study.json"
     if join:
-        if not record.exists():
-            raise InputError(
-                f"No search of {arm} with these data, parameters and code is running: start one without --join."
-            )
-        study_id = read_json(record)["run_id"]
-        search(settings, seed, objective, training, state=state, study_id=study_id, join=True)
+        search(settings, seed, objective, training, state=state, study_id=study_to_join(arm, state), join=True)
         return
     with tracking.run(
         arm,
@@ -63,7 +57,7 @@ def tune_arm(settings: ArmParams, seed: int, objective: Objective, *, join: bool
         tags={"kind": "study"},
         params={"seed": seed} | {name: getattr(settings, name).model_dump(mode="json") for name in ("tune", "train")},
         lineage=tracking.lineage(Path.cwd(), arm=arm, seed=seed),
-        state=record,
+        state=state / "study.json",
     ) as study:
         summary = search(settings, seed, objective, training, state=state, study_id=study.id)
         baselines = baseline_scores(objective, training["participant_id"].tolist(), settings.train.target)

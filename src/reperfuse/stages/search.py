@@ -13,11 +13,42 @@ from typing import Any
 import pandas as pd
 
 from reperfuse import tracking
+from reperfuse.errors import InputError
 from reperfuse.files import read_json, write_json
 from reperfuse.params import Train
 from reperfuse.stages.fitting import ArmParams, Objective, fit_arm, with_overrides
 from reperfuse.training.fit import shown
-from reperfuse.training.tune import Scores, StudySummary, Trial, metric_means, tune
+from reperfuse.training.studies import DatabasePlace
+from reperfuse.training.tune import Scores, StudySummary, Trial, metric_means, note_of, tune
+
+DATABASE_VARIABLE = "OPTUNA_STORAGE"
+"""Where the URL of a database for the trials is read, as Optuna's own command line reads it."""
+
+
+def shared_search(state: Path) -> DatabasePlace | None:
+    """The database that OPTUNA_STORAGE names, with a study for this arm, fingerprint and stage; None without one.
+
+    The fingerprint in the name of `state` keeps searches over other data, parameters or code apart, and brings machines
+    with the same ones together.
+    """
+    url = os.environ.get(DATABASE_VARIABLE, "").strip()
+    return DatabasePlace(url, "-".join(state.parts[-3:])) if url else None
+
+
+def study_to_join(arm: str, state: Path) -> str:
+    """Id of the study's run of the search that another process has begun.
+
+    Raises
+    ------
+    InputError
+        If there is none.
+    """
+    study_id = note_of(state, shared_search(state))
+    if study_id is None:
+        raise InputError(
+            f"No search of {arm} with these data, parameters and code is running: start one without --join."
+        )
+    return study_id
 
 
 def search(
@@ -55,6 +86,8 @@ def search(
             direction=objective.direction,
             seed=seed,
             prune=asked.prune,
+            shared=shared_search(state),
+            note=None if join else study_id,
             join=join,
             on_start=runs.start,
             on_fold=runs.fold,

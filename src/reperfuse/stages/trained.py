@@ -94,7 +94,7 @@ def champion_uri(arm: str, otherwise: str = "name a model") -> str:
     version = tracking.champion(arm)
     if version is None:
         raise InputError(
-            f"The {arm} arm has no champion in {tracking.tracking_uri()}: run `reperfuse promote {arm}` once it is "
+            f"The {arm} arm has no champion in {tracking.store_name()}: run `reperfuse promote {arm}` once it is "
             f"trained, or {otherwise}."
         )
     return version.uri

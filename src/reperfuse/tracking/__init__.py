@@ -49,7 +49,7 @@ from reperfuse.tracking.runs import (  # noqa: E402
     run_record,
 )
 from reperfuse.tracking.server import serve_ui  # noqa: E402
-from reperfuse.tracking.store import client, repository_root, tracking_uri  # noqa: E402
+from reperfuse.tracking.store import client, repository_root, store_name, tracking_uri  # noqa: E402
 
 __all__ = [
     "CHANGES",
@@ -86,6 +86,7 @@ __all__ = [
     "run_record",
     "serve_ui",
     "set_alias",
+    "store_name",
     "tag_version",
     "tracking_uri",
 ]

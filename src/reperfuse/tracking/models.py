@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from reperfuse.errors import InputError
 from reperfuse.files import sha256_of
 from reperfuse.tracking.runs import Run
-from reperfuse.tracking.store import client, tracking_uri
+from reperfuse.tracking.store import client, store_name, tracking_uri
 
 if TYPE_CHECKING:
     import numpy as np
@@ -150,7 +150,7 @@ def fetch_model(model_uri: str | Path) -> Path:
         here = Path(download_artifacts(artifact_uri=location, tracking_uri=tracking_uri()))
     except (MlflowException, OSError) as error:
         raise InputError(
-            f"{uri} is not in {tracking_uri()} ({str(error).splitlines()[0]}): "
+            f"{uri} is not in {store_name()} ({str(error).splitlines()[0]}): "
             "run `reperfuse promote`, or name another model."
         ) from error
     # Its copy of the package holds weights too: those of the network that ships.

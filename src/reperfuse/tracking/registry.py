@@ -9,7 +9,7 @@ from typing import Any
 
 from reperfuse.errors import InputError
 from reperfuse.tracking.models import DIGEST
-from reperfuse.tracking.store import client, store_lock, tracking_uri
+from reperfuse.tracking.store import client, store_lock, store_name, tracking_uri
 
 CHAMPION, PREVIOUS = "champion", "previous"
 """Aliases: the version in use, and the one before it."""
@@ -146,7 +146,7 @@ def rollback(name: str) -> Version:
     with store_lock():
         current, previous = champion(name), get_alias(name, PREVIOUS)
         if previous is None or current is None or previous.version == current.version:
-            raise InputError(f"Model {name} in {tracking_uri()} has no previous champion to go back to.")
+            raise InputError(f"Model {name} in {store_name()} has no previous champion to go back to.")
         set_alias(name, CHAMPION, previous.version)
         set_alias(name, PREVIOUS, current.version)
     return previous

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from reperfuse.errors import InputError
 from reperfuse.files import write_text
-from reperfuse.tracking.store import artifact_root, client, repository_root, tracking_uri
+from reperfuse.tracking.store import artifact_root, client, repository_root, store_name, tracking_uri
 
 LOOPBACK = "127.0.0.1"
 
@@ -74,7 +74,7 @@ def serve_ui(port: int, host: str = LOOPBACK) -> None:
     """
     uri = tracking_uri()
     if uri.startswith(("http://", "https://")):
-        raise InputError(f"MLFLOW_TRACKING_URI={uri} is a server with a UI of its own: open it in a browser.")
+        raise InputError(f"MLFLOW_TRACKING_URI={store_name()} is a server with a UI of its own: open it in a browser.")
     password = password_for(host)
     free_port(host, port, port)
     client()  # makes the store where there is none, and says in a sentence when it is of another version

@@ -4,11 +4,12 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from reperfuse.databases import POSTGRESQL, database_lock, without_password
 from reperfuse.errors import InputError
 from reperfuse.files import atomic_path
 
@@ -19,8 +20,11 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-LOCK_ATTEMPTS = 6
-"""How often a call is made again while another process holds the database; MLflow waits 20 s each time."""
+PAUSES_S = (0.1, 0.5, 2.0, 8.0, 20.0)
+"""Pauses before a call that the database refused is made again [s]; on a locked SQLite, MLflow waits 20 s each time."""
+
+_REFUSED = ("database is locked", "connection to server")
+"""What SQLite says while another process writes, and psycopg2 while PostgreSQL is away or starts again."""
 
 _LOCATIONS = {
     "experiments": ("artifact_location",),
@@ -68,9 +72,14 @@ def tracking_uri() -> str:
     if "://" not in uri or uri.startswith("file:"):
         raise InputError(
             f"MLFLOW_TRACKING_URI={uri} is a folder, which MLflow no longer takes: "
-            "unset it, or give sqlite:////absolute/path.db or http://server."
+            "unset it, or give sqlite:////absolute/path.db, postgresql://user@host/db or http://server."
         )
     return uri
+
+
+def store_name() -> str:
+    """`tracking_uri` as it may be shown: without a password."""
+    return without_password(tracking_uri())
 
 
 def artifact_root(uri: str | None = None) -> Path | None:
@@ -83,12 +92,13 @@ def artifact_root(uri: str | None = None) -> Path | None:
 
 
 def client() -> "MlflowClient":
-    """A client of the store, which is created on first use; calls wait while another process holds SQLite."""
+    """A client of the store, which is created on first use; calls wait while SQLite is held or PostgreSQL is away."""
     uri = tracking_uri()
     database = _database(uri)
-    if database is not None:
-        # MLflow's pooled connections would outlive a fork, and a database that was lost and made again.
+    if database is not None or POSTGRESQL.match(uri):
+        # MLflow's pooled connections would outlive a fork, and a database that was made or started again.
         os.environ.setdefault("MLFLOW_SQLALCHEMYSTORE_POOLCLASS", "NullPool")
+    if database is not None:
         _settle(database)
     return _client(uri)
 
@@ -117,7 +127,14 @@ def experiment_id(name: str) -> str:
 
 @contextmanager
 def store_lock() -> Iterator[None]:
-    """Holds other processes of this repository off while a look-up and the writing that follows belong together."""
+    """Holds other processes off while a look-up and the writing that follows belong together.
+
+    Those of this repository; with PostgreSQL, everyone at that database.
+    """
+    if POSTGRESQL.match(uri := tracking_uri()):
+        with database_lock(uri, "reperfuse mlflow store"):
+            yield
+        return
     root = artifact_root()
     with _file_lock((root.parent if root is not None else repository_root() / "mlruns") / ".reperfuse.lock"):
         yield
@@ -211,22 +228,28 @@ def _client(uri: str) -> "MlflowClient":
         logging.getLogger(name).setLevel(logging.WARNING)
     # It prints a traceback before it raises, also where `_Patient` only has to wait.
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
-    store = MlflowClient(tracking_uri=uri, registry_uri=uri)
-    try:
-        store.get_experiment_by_name("Default")
-    except MlflowException as error:
-        if "out-of-date database schema" in str(error):
-            raise InputError(
-                f"{uri} was made by another version of MLflow: copy the database, then run `mlflow db upgrade {uri}`."
-            ) from error
-        raise
+    # The first to come makes the tables, in some fifty migrations that two machines together would spoil. The lock also
+    # says in one sentence that nobody answers, where MLflow would try for minutes and end in a traceback.
+    with database_lock(uri, "reperfuse mlflow tables") if POSTGRESQL.match(uri) else nullcontext():
+        store = MlflowClient(tracking_uri=uri, registry_uri=uri)
+        try:
+            store.get_experiment_by_name("Default")
+        except MlflowException as error:
+            if "out-of-date database schema" in str(error):
+                shown = without_password(uri)
+                raise InputError(
+                    f"{shown} was made by another version of MLflow: copy the database, then run "
+                    f"`mlflow db upgrade {shown}`."
+                ) from error
+            raise
     return _Patient(store, uri)  # type: ignore[return-value]
 
 
 class _Patient:
-    """An MlflowClient whose calls are made again while another process holds the SQLite database.
+    """An MlflowClient whose calls are made again while another process holds SQLite, or PostgreSQL is away.
 
-    A refused call was rolled back whole, so repeating it is safe.
+    A call that found SQLite locked was rolled back whole, and one that found no server was never heard, so repeating
+    them is safe.
     """
 
     def __init__(self, store: "MlflowClient", uri: str) -> None:
@@ -238,19 +261,26 @@ class _Patient:
 
     def _patiently(self, call: Callable[..., Any]) -> Callable[..., Any]:
         def patient(*args: Any, **kwargs: Any) -> Any:
-            attempt = 0
-            while True:
-                attempt += 1
+            for pause_s in PAUSES_S:
                 try:
                     return call(*args, **kwargs)
                 except Exception as error:
-                    if "database is locked" not in str(error):
+                    if not _is_refusal(error):
                         raise
-                    if attempt == LOCK_ATTEMPTS:
-                        raise InputError(
-                            f"{self._uri} is held by another process for minutes: "
-                            "end that process and start again; nothing is lost."
-                        ) from error
-                    time.sleep(0.1 * attempt)
+                time.sleep(pause_s)
+            try:
+                return call(*args, **kwargs)
+            except Exception as error:
+                if not _is_refusal(error):
+                    raise
+                trouble = "held by another process" if _database(self._uri) else "away"
+                raise InputError(
+                    f"{without_password(self._uri)} has been {trouble} for too long: "
+                    "see what keeps it, and start again; nothing is lost."
+                ) from error
 
         return patient
+
+
+def _is_refusal(error: Exception) -> bool:
+    return any(words in str(error) for words in _REFUSED)

@@ -6,7 +6,8 @@ import math
 import shutil
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -16,7 +17,7 @@ import optuna
 import pandas as pd
 from filelock import FileLock
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
-from optuna.storages.journal import JournalFileBackend, JournalStorage
+from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
 from reperfuse.errors import InputError
@@ -24,7 +25,7 @@ from reperfuse.files import read_json, write_json
 from reperfuse.training.fit import shown, undefined_as_nan
 from reperfuse.training.module import TrainingDiverged
 from reperfuse.training.space import Choices, Range, Space, grid, labelled, meant, read_space
-from reperfuse.training.workers import SystemLock, at_work, is_alive, mend_journal
+from reperfuse.training.studies import DatabasePlace, JournalPlace, Place
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -41,11 +42,14 @@ OnFold = Callable[["Trial", int, list[Scores], bool], None]
 SUBJECTS_PER_FOLD = 100_000
 """Step ids of a fold start at a multiple of this, so that a subject has one id in all trials."""
 
-MAX_DEATHS = 3
-"""A trial whose process died this often (out of memory, say) is given up as failed."""
+MAX_DEATHS = 2
+"""A trial whose process died this often (out of memory, say) is given up as failed; Ctrl-C is no death."""
 
-WAIT_S = 0.5
-"""How often a worker without work looks whether another one died and left some."""
+LOST = "Its worker was silent for too long, and another one carried it on."
+"""Reason of a trial whose worker was taken for dead and came back."""
+
+FOLD_SCORES = "reperfuse:fold_scores"
+"""Where a trial keeps the scores of its folds, for workers that see none of its files."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +59,7 @@ class Trial:
     number: int
     overrides: Overrides
     state: str = "running"
-    """running, complete, pruned (a worse trial, not all folds done) or failed (diverged, undefined, or died thrice)."""
+    """running, complete, pruned (a worse trial, not all folds done) or failed (diverged, undefined, or died twice)."""
     value: float | None = None
     """Mean of the searched metric over the subjects of all folds done."""
     fold_scores: list[list[Scores]] = field(default_factory=list)
@@ -96,6 +100,8 @@ def tune(
     seed: int = 0,
     prune: bool = True,
     first: Sequence[Overrides] = (),
+    shared: DatabasePlace | None = None,
+    note: str | None = None,
     join: bool = False,
     on_start: Callable[[Trial], None] | None = None,
     on_fold: OnFold | None = None,
@@ -103,10 +109,11 @@ def tune(
 ) -> StudySummary:
     """The best point of `space` by the mean of `metric` over the subjects of all folds, and the table of all trials.
 
-    Every process that calls this with the same `state_dir` works on the same study until it holds `n_trials`.
-    A trial whose process died is carried on by whoever notices, with its own parameters and the folds it had
-    finished. All processes wait for the last trial and return the same. What the sampler proposes depends on the
-    seed and the trials there are, not on interruptions.
+    Every process that calls this with the same `state_dir`, or on whatever machine with the same `shared`, works on
+    the same study until it holds `n_trials`. A trial whose process died is carried on once by whoever notices, with
+    its own parameters and the folds it had finished, if this process sees the other's files. All processes wait for
+    the last trial and return the same. What the sampler proposes depends on the seed and the trials there are, not on
+    interruptions.
 
     Parameters
     ----------
@@ -127,6 +134,10 @@ def tune(
         says that it is worse (p < 0.1). Its value is the mean so far.
     first
         Points to try before the sampler is asked, e.g. the defaults.
+    shared
+        A database that holds the trials; left out, a journal in `state_dir` does.
+    note
+        Kept with the study for those that join it: `note_of` gives it.
     join
         Help a study that another process has begun, and refuse to begin one. (Without it the call does either.)
     on_start, on_fold, on_trial
@@ -155,37 +166,63 @@ def tune(
     if direction not in ("maximize", "minimize"):
         raise InputError(f"tune.direction {direction!r} is not known: choose maximize or minimize.")
     state_dir = Path(state_dir)
-    if join and not (state_dir / "optuna.journal").exists():
-        raise InputError(f"{state_dir} holds no search to join: start the tune stage first.")
+    place: Place = shared or JournalPlace(state_dir)
+    if join and not place.exists():
+        raise InputError(f"{place} holds no search to join: start the tune stage first.")
     (state_dir / "trials").mkdir(parents=True, exist_ok=True)
     about = {"space": {name: dict(spec) for name, spec in space.items()}, "n_folds": n_folds, "direction": direction}
     about |= {"metric": metric}
     distributions = {name: _distribution(dimension) for name, dimension in searched.items()}
-    doorkeeper = FileLock(state_dir / "tune.lock")
-    with doorkeeper:
-        study = _open_study(state_dir, direction, about)
-    with at_work(state_dir) as worker:
+    with place.lock():
+        study = _open_study(place, direction, about, note)
+    with place.at_work() as worker:
         while True:
-            with doorkeeper:
-                _revive(study, state_dir)
+            with place.lock():
+                _revive(study, place)
                 _enqueue_missing(study, points, n_trials)
-                trial = _next_trial(study, distributions, sampler, seed, n_trials, worker)
+                trial = _next_trial(study, distributions, sampler, seed, n_trials)
+                if trial is not None:
+                    place.sign(study, trial)
+                    trial.set_user_attr("worker", worker)
             if trial is None:
-                if not study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+                if not study.get_trials(deepcopy=False, states=(TrialState.RUNNING, TrialState.WAITING)):
                     break
-                time.sleep(WAIT_S)
+                time.sleep(place.wait_s)
                 continue
             started = time.monotonic()
             now = _record(study.trials[trial.number], searched)
-            if on_start:
-                on_start(now)
-            done = _run_trial(trial, now, objective_for_fold, metric, n_folds, state_dir, prune, on_fold)
+            with _leaving_word(trial), place.beating(study, trial):
+                if on_start:
+                    on_start(now)
+                done = _run_trial(trial, now, objective_for_fold, metric, n_folds, state_dir, prune, on_fold)
             done = replace(done, seconds=time.monotonic() - started)
-            with doorkeeper:
-                _tell(study, trial, done, metric)
+            with place.lock():
+                done = _tell(study, trial, done)
             if on_trial:
                 on_trial(done)
-    return _summary(study, searched, direction, state_dir, n_folds)
+    return _summary(study, place, searched, direction, metric)
+
+
+def note_of(state_dir: Path, shared: DatabasePlace | None = None) -> str | None:
+    """The `note` of the search that was begun here; None where none was."""
+    place: Place = shared or JournalPlace(Path(state_dir))
+    if not place.exists():
+        return None
+    with place.lock():
+        study = optuna.load_study(study_name=place.name, storage=place.storage())
+    return study.user_attrs.get("note")
+
+
+@contextmanager
+def _leaving_word(trial: optuna.Trial) -> Iterator[None]:
+    """Leaves the trial of a worker that can still speak to whoever is next, who would wait for a sign of life."""
+    try:
+        yield
+    except BaseException as error:
+        # Away, the database hears it from the heartbeats that stay out; finished, the trial is another worker's.
+        with suppress(StorageInternalError, UpdateFinishedTrialError):
+            trial.set_user_attr("left", type(error).__name__)
+        raise
 
 
 def _run_trial(
@@ -210,7 +247,10 @@ def _run_trial(
         now = replace(now, fold_scores=[*now.fold_scores, scores])
         for subject, of_subject in enumerate(scores):
             if math.isfinite(of_subject[metric]):
-                trial.report(of_subject[metric], fold * SUBJECTS_PER_FOLD + subject)
+                try:
+                    trial.report(of_subject[metric], fold * SUBJECTS_PER_FOLD + subject)
+                except UpdateFinishedTrialError:
+                    return replace(now, state="failed", reason=LOST)
         if on_fold:
             on_fold(now, fold, scores, reused)
         if prune and fold + 1 < n_folds and trial.should_prune():
@@ -229,11 +269,11 @@ def _fold_scores(
     kept, room = folder / f"fold-{fold}.json", folder / f"fold-{fold}"
     with FileLock(folder / "trial.lock"):
         if reused := kept.exists():
-            scores = _kept_scores(kept)
+            scores = _read_back(read_json(kept))
         else:
             room.mkdir(exist_ok=True)
             scores = [undefined_as_nan(of_subject) for of_subject in objective(fold, room)]
-            write_json(kept, [{name: _defined(value) for name, value in row.items()} for row in scores])
+            write_json(kept, _kept(scores))
         shutil.rmtree(room, ignore_errors=True)
     return scores, reused
 
@@ -244,7 +284,6 @@ def _next_trial(
     sampler: str,
     seed: int,
     n_trials: int,
-    worker: str,
 ) -> optuna.Trial | None:
     """A trial for this worker: one that waits, else a new one while the study has room."""
     trials = study.get_trials(deepcopy=False)
@@ -258,9 +297,9 @@ def _next_trial(
         if sampler == "tpe"
         else optuna.samplers.RandomSampler(seed=place)
     )
-    trial = study.ask(distributions)
-    trial.set_user_attr("worker", worker)
-    return trial
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Heartbeat of storage")  # `DatabasePlace` sends them
+        return study.ask(distributions)
 
 
 def _enqueue_missing(study: optuna.Study, points: Sequence[Overrides], n_trials: int) -> None:
@@ -273,16 +312,15 @@ def _enqueue_missing(study: optuna.Study, points: Sequence[Overrides], n_trials:
         study.enqueue_trial(point)
 
 
-def _revive(study: optuna.Study, state_dir: Path) -> None:
+def _revive(study: optuna.Study, place: Place) -> None:
     """Queue again what dead processes left running. Called by one worker at a time."""
     trials, storage = study.get_trials(deepcopy=False), study._storage
     continued = {trial.user_attrs.get("continues") for trial in trials}
-    for trial in trials:
-        # Running without a worker: its process died between the asking and the naming, which share one lock.
-        worker = trial.user_attrs.get("worker")
-        if trial.state != TrialState.RUNNING or (worker is not None and is_alive(state_dir, worker)):
-            continue
-        deaths = trial.user_attrs.get("deaths", 0) + 1
+    running = [trial for trial in trials if trial.state == TrialState.RUNNING]
+    # Running without a worker: its process died between the asking and the naming, which share one lock.
+    left = [trial for trial in running if "worker" not in trial.user_attrs or "left" in trial.user_attrs]
+    for trial in [*left, *place.dead(study, [trial for trial in running if trial not in left])]:
+        deaths = trial.user_attrs.get("deaths", 0) + (trial.user_attrs.get("left") != KeyboardInterrupt.__name__)
         params = trial.system_attrs.get("fixed_params", trial.params)
         # Queued before it is buried: this process may die in between as well.
         if deaths < MAX_DEATHS and params and trial.number not in continued:
@@ -293,23 +331,26 @@ def _revive(study: optuna.Study, state_dir: Path) -> None:
         study.tell(trial.number, state=TrialState.FAIL)
 
 
-def _tell(study: optuna.Study, trial: optuna.Trial, done: Trial, metric: str) -> None:
+def _tell(study: optuna.Study, trial: optuna.Trial, done: Trial) -> Trial:
+    """Write down how a trial ended, and give it back; one that another worker took over is none of ours any more."""
+    storage = study._storage
+    if storage.get_trial(trial._trial_id).state.is_finished():
+        return replace(done, state="failed", value=None, reason=LOST)
+    storage.set_trial_system_attr(trial._trial_id, FOLD_SCORES, [_kept(scores) for scores in done.fold_scores])
     trial.set_user_attr("seconds", done.seconds)
-    trial.set_user_attr("fold_means", [mean_score([scores], metric) for scores in done.fold_scores])
-    means = metric_means(done.fold_scores)
-    trial.set_user_attr("others", {name: mean for name, mean in means.items() if name != metric})
     trial.set_user_attr("reason", done.reason)
     if done.value is None:
         study.tell(trial, state=TrialState.FAIL)
-        return
+        return done
     # Complete also when pruned, as Optuna advises with Wilcoxon: the sampler then learns from the mean of the
     # folds done, where a pruned trial would lend it the score of one last subject.
     trial.set_user_attr("pruned", done.state == "pruned")
     study.tell(trial, done.value)
+    return done
 
 
 def _record(trial: FrozenTrial, space: Space) -> Trial:
-    """A trial of the journal in our words."""
+    """A trial of Optuna's in our words."""
     params = trial.system_attrs.get("fixed_params", {}) | trial.params
     state = {TrialState.COMPLETE: "complete", TrialState.FAIL: "failed"}.get(trial.state, "running")
     return Trial(
@@ -317,30 +358,30 @@ def _record(trial: FrozenTrial, space: Space) -> Trial:
         overrides=meant(params, space),
         state="pruned" if trial.user_attrs.get("pruned") else state,
         value=trial.value,
+        fold_scores=[_read_back(scores) for scores in trial.system_attrs.get(FOLD_SCORES, [])],
         reason=trial.user_attrs.get("reason", ""),
         continues=trial.user_attrs.get("continues"),
         seconds=trial.user_attrs.get("seconds"),
     )
 
 
-def _summary(study: optuna.Study, space: Space, direction: str, state_dir: Path, n_folds: int) -> StudySummary:
+def _summary(study: optuna.Study, place: Place, space: Space, direction: str, metric: str) -> StudySummary:
     rows: list[dict[str, Any]] = []
     records: list[Trial] = []
     for frozen in study.get_trials(deepcopy=False):
         if "died" in frozen.user_attrs:
             continue  # its successor carries its parameters
         trial = _record(frozen, space)
-        means = {f"fold_{k}": mean for k, mean in enumerate(frozen.user_attrs.get("fold_means", []))}
+        others = {name: mean for name, mean in metric_means(trial.fold_scores).items() if name != metric}
+        means = {f"fold_{k}": mean_score([scores], metric) for k, scores in enumerate(trial.fold_scores)}
         row = {"number": trial.number, "state": trial.state, "value": trial.value}
-        row |= frozen.user_attrs.get("others", {}) | trial.overrides | means
+        row |= others | trial.overrides | means
         rows.append(row | {"continues": trial.continues, "reason": trial.reason, "seconds": trial.seconds})
-        folder = state_dir / "trials" / _key(frozen.params, n_folds)
-        kept = [path for fold in range(n_folds) if (path := folder / f"fold-{fold}.json").exists()]
-        records.append(replace(trial, fold_scores=[_kept_scores(path) for path in kept]))
+        records.append(trial)
     complete = [trial for trial in records if trial.state == "complete"]
     if not complete:
         reasons = sorted({trial.reason for trial in records if trial.reason})
-        raise InputError(f"No trial of the search in {state_dir} succeeded: {' '.join(reasons)}")
+        raise InputError(f"No trial of the search in {place} succeeded: {' '.join(reasons)}")
     best = best_of(complete, direction)
     assert best.value is not None
     return StudySummary(best.overrides, best.value, best.number, best.fold_scores, pd.DataFrame(rows), records)
@@ -357,12 +398,13 @@ def metric_means(fold_scores: Sequence[Sequence[Scores]]) -> dict[str, float | N
     return {name: mean_score(fold_scores, name) for name in names}
 
 
-def _kept_scores(path: Path) -> list[Scores]:
-    return [undefined_as_nan(of_subject) for of_subject in read_json(path)]
+def _kept(scores: Sequence[Scores]) -> list[dict[str, float | None]]:
+    """Scores of a fold for JSON, which has no nan."""
+    return [{name: value if math.isfinite(value) else None for name, value in row.items()} for row in scores]
 
 
-def _defined(value: float) -> float | None:
-    return value if math.isfinite(value) else None
+def _read_back(kept: Sequence[Mapping[str, float | None]]) -> list[Scores]:
+    return [undefined_as_nan(of_subject) for of_subject in kept]
 
 
 def _distribution(dimension: Choices | Range) -> BaseDistribution:
@@ -387,30 +429,25 @@ def mean_score(fold_scores: Sequence[Sequence[Scores]], metric: str) -> float | 
     return sum(defined) / len(defined) if defined else None
 
 
-def _open_study(state_dir: Path, direction: str, about: dict[str, Any]) -> optuna.Study:
-    """The study of this folder, made if there is none. Called by one process at a time."""
-    journal = state_dir / "optuna.journal"
-    lock = SystemLock(state_dir / "journal.lock")
-    lock.acquire()
-    try:
-        mend_journal(journal)
-    finally:
-        lock.release()
+def _open_study(place: Place, direction: str, about: dict[str, Any], note: str | None) -> optuna.Study:
+    """The study of this place, made if there is none. Called by one process at a time."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        storage = JournalStorage(JournalFileBackend(str(journal), lock_obj=lock))  # type: ignore[arg-type]
-        study = optuna.create_study(
-            storage=storage,
-            study_name="tune",
-            direction=direction,  # type: ignore[arg-type]
-            load_if_exists=True,
-            pruner=optuna.pruners.WilcoxonPruner(p_threshold=0.1),
-        )
+        pruner = optuna.pruners.WilcoxonPruner(p_threshold=0.1)
+    study = optuna.create_study(
+        storage=place.storage(),
+        study_name=place.name,
+        direction=direction,  # type: ignore[arg-type]
+        load_if_exists=True,
+        pruner=pruner,
+    )
     known = study.user_attrs.get("about")
     if known is None:
         study.set_user_attr("about", about)
     elif known != json.loads(json.dumps(about)):
         raise InputError(
-            f"{state_dir} holds a search over another space, folds, metric or direction: remove it or name another."
+            f"{place} holds a search over another space, folds, metric or direction: remove it or name another."
         )
+    if note is not None:
+        study.set_user_attr("note", note)
     return study
