@@ -10,6 +10,7 @@ import typer
 
 from reperfuse import __version__
 from reperfuse.errors import InputError
+from reperfuse.files import FULL
 from reperfuse.params import ARMS, Arm, load_params
 
 app = typer.Typer(
@@ -383,9 +384,11 @@ def main() -> None:
     except InputError as error:
         problem, sentence = error, str(error)
     except OSError as error:
-        if error.errno not in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOSPC):
+        if error.errno not in (errno.EACCES, errno.EROFS, errno.EPERM, *FULL):
             raise
         problem, sentence = error, f"{error.filename or 'A file'} cannot be read or written: {error.strerror}."
+        if error.errno in FULL:
+            sentence = f"{sentence[:-1]}. What is finished is whole: make room, then give the same command again."
     if debug:
         traceback.print_exception(problem)
     print(f"reperfuse: {sentence}", file=sys.stderr)

@@ -22,6 +22,7 @@ BOLUS_FRAMES = 10
 LONGEST_TMAX_S = 300.0
 """A Tmax above this [s] outlasts any perfusion series; its units or scale are wrong."""
 
+
 def read_dsc(source: Path | str | Series, *, max_missing_fraction: float = 0.05) -> Volume:
     """The dynamic volume of a perfusion series, shape (I, J, K, T), float32, with its frame times, TE and TR.
 
