@@ -252,9 +252,9 @@ def ingest_lesion(
     began = time.time()
     subjects: dict[str, list[LesionFile]] = defaultdict(list)
     for path in sorted(inbox.rglob("*.nii*")):
-        found = lesion_file(path) if path.is_file() else None
-        if found is not None:
-            subjects[found.participant_id].append(found)
+        named = lesion_file(path) if path.is_file() else None
+        if named is not None:
+            subjects[named.participant_id].append(named)
     if not subjects:
         raise InputError(
             f"{inbox} holds no images named as in ATLAS (sub-*_T1w.nii.gz and sub-*_mask.nii.gz) or ISLES'22 "
@@ -265,11 +265,11 @@ def ingest_lesion(
     visits = [
         Visit(
             participant_id,
-            [file.path for file in named],
-            partial(write_subject, files=named),
-            centre=centre_of(participant_id, named[0].path.relative_to(inbox).parts[:-1]),
+            [file.path for file in own],
+            partial(write_subject, files=own),
+            centre=centre_of(participant_id, own[0].path.relative_to(inbox).parts[:-1]),
         )
-        for participant_id, named in sorted(subjects.items())
+        for participant_id, own in sorted(subjects.items())
     ]
     try:
         for visit, found in _visited(tree, visits, began, each):
