@@ -15,7 +15,8 @@ import numpy as np
 import pydicom
 from timing import best_of
 
-from reperfuse.imaging.dicom_read import find_series, read_dsc
+from reperfuse.imaging.dicom_read import read_dsc
+from reperfuse.imaging.dicom_series import find_series
 from reperfuse.imaging.dicom_write import write_dsc_series
 from reperfuse.phantoms.dsc import dsc_phantom
 

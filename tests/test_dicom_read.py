@@ -18,7 +18,8 @@ from scipy.spatial.transform import Rotation
 
 from reperfuse.errors import InputError
 from reperfuse.imaging.dicom_frames import frame_times, frames_of, slices_of
-from reperfuse.imaging.dicom_read import find_series, read_dsc, read_map
+from reperfuse.imaging.dicom_read import read_dsc, read_map
+from reperfuse.imaging.dicom_series import find_series
 from reperfuse.imaging.dicom_write import HABITS, study_uid_for, write_dsc_series, write_map_series
 from reperfuse.imaging.volume import Volume
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from pydicom import dcmread
 
-from reperfuse.imaging.dicom_read import find_series
+from reperfuse.imaging.dicom_series import find_series
 from reperfuse.imaging.dicom_write import HABITS, study_uid_for, uid_for, write_dsc_series, write_map_series
 from reperfuse.imaging.volume import Volume
 

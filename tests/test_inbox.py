@@ -84,6 +84,12 @@ class Place:
         return sorted(path.parent.name for path in self.quarantine.glob("*/*/reason.txt"))
 
 
+@pytest.fixture(autouse=True)
+def no_patience(monkeypatch):
+    """What was brought a moment ago is complete, unless a test says otherwise."""
+    monkeypatch.setattr(inbox_module, "QUIET_S", 0.0)
+
+
 @pytest.fixture
 def place(tmp_path):
     return Place(tmp_path)

@@ -9,7 +9,8 @@ import pytest
 from pydicom import dcmread
 
 from reperfuse.errors import InputError
-from reperfuse.imaging.dicom_read import find_series, read_dsc
+from reperfuse.imaging.dicom_read import read_dsc
+from reperfuse.imaging.dicom_series import find_series
 
 DATA = Path(__file__).parents[2] / "shared" / "data" / "dicom"
 

@@ -10,6 +10,7 @@ import typer
 
 from reperfuse import __version__
 from reperfuse.errors import InputError
+from reperfuse.files import FULL
 from reperfuse.params import ARMS, Arm, load_params
 
 app = typer.Typer(
@@ -23,6 +24,18 @@ app = typer.Typer(
 )
 
 ArmArgument = Annotated[Arm, typer.Argument(help="lesion or perfusion", show_default=False)]
+RunnerOption = Annotated[
+    Literal["local", "dask"],
+    typer.Option(help="local: in this process; dask: in several, which needs no server; the result is the same"),
+]
+SchedulerOption = Annotated[
+    str | None,
+    typer.Option(
+        help="tcp://HOST:PORT of a running Dask cluster, whose workers see the same folders and have this package; "
+        "left out: dask starts its workers on this machine",
+        show_default=False,
+    ),
+]
 
 
 @app.callback(invoke_without_command=True)
@@ -71,15 +84,37 @@ def ingest(
         float | None,
         typer.Option(help="seconds per stored unit of a reference Tmax whose headers name no unit", show_default=False),
     ] = None,
+    runner: RunnerOption = "local",
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            min=1, max=1024, help="processes of --runner dask; left out: one for each core", show_default=False
+        ),
+    ] = None,
+    scheduler: SchedulerOption = None,
+    as_json: Annotated[
+        Path | None, typer.Option("--json", help="file to write the table to as well, as JSON", show_default=False)
+    ] = None,
 ) -> None:
     """Check, de-identify and convert an inbox; bad subjects go to quarantine, the others continue.
 
-    Exits 0 if any subject was accepted, 2 if none.
+    A subject whose files are still being written is left for the next ingest. Exits 0 if any subject was accepted, 2 if
+    none.
     """
+    from reperfuse.stages.fanout import Runner
     from reperfuse.stages.ingest import ingest as run
 
     raise typer.Exit(
-        run(inbox, arm=arm, out=out, quarantine=quarantine, reference_scale=reference_scale, root=Path.cwd())
+        run(
+            inbox,
+            arm=arm,
+            out=out,
+            quarantine=quarantine,
+            reference_scale=reference_scale,
+            root=Path.cwd(),
+            runner=Runner(runner, workers, scheduler),
+            table=as_json,
+        )
     )
 
 
@@ -141,13 +176,26 @@ def resolution(
             show_default=False,
         ),
     ] = None,
+    runner: RunnerOption = "local",
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=1024,
+            help="subjects at once; left out: ARM.resolution.workers of params",
+            show_default=False,
+        ),
+    ] = None,
+    scheduler: SchedulerOption = None,
 ) -> None:
     """Score against slice thickness [mm] (lesion) or repetition time [s] (perfusion): results/ARM/resolution/.
 
     Every subject of the hold-out at every level, with a test and a sentence for each expectation about coarser scans.
     Stopped, the same command goes on behind the last whole subject. With --model the study is a run of its own.
     """
-    _stages(arm).resolution(load_params(), model=model, out=out)
+    from reperfuse.stages.fanout import Runner
+
+    _stages(arm).resolution(load_params(), model=model, out=out, runner=Runner(runner, workers, scheduler))
     if model is not None:  # the pipeline's own model has its report
         from reperfuse.stages.reporting import draw_study
         from reperfuse.stages.study import study_folder
@@ -426,9 +474,11 @@ def main() -> None:
     except InputError as error:
         problem, sentence = error, str(error)
     except OSError as error:
-        if error.errno not in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOSPC):
+        if error.errno not in (errno.EACCES, errno.EROFS, errno.EPERM, *FULL):
             raise
         problem, sentence = error, f"{error.filename or 'A file'} cannot be read or written: {error.strerror}."
+        if error.errno in FULL:
+            sentence = f"{sentence[:-1]}. What is finished is whole: make room, then give the same command again."
     if debug:
         traceback.print_exception(problem)
     print(f"reperfuse: {sentence}", file=sys.stderr)

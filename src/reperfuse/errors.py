@@ -1,4 +1,4 @@
-"""The one kind of error a person can mend."""
+"""The kinds of error a person can mend."""
 
 
 class InputError(ValueError):
@@ -6,3 +6,7 @@ class InputError(ValueError):
 
     The command line prints it and exits with 2; anything else is a defect and shows as one.
     """
+
+
+class WorkerLost(InputError):
+    """The processes that worked on one item died over it, again and again; the other items are not touched by that."""

@@ -1,5 +1,6 @@
 """Files that are whole or absent: atomic writes, JSON, hashes."""
 
+import errno
 import hashlib
 import json
 import os
@@ -11,6 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from reperfuse.errors import InputError
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What the system says when a disk, a quota or the largest file allowed is used up: nobody's data are at fault."""
 
 
 @contextmanager
@@ -24,12 +28,16 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
     ------
     InputError
         If the folder cannot be written to.
+    OSError
+        One of `FULL` that names `path`, if there is no room for it.
     """
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         room = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
     except OSError as error:
+        if error.errno in FULL:
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise InputError(
             f"{path.parent} cannot be written to ({error.strerror}): choose another folder or mend its permissions."
         ) from error
@@ -41,6 +49,11 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
             aside = room / f"{path.name}.replaced"
             os.replace(path, aside)
         os.replace(inside, path)
+    except OSError as error:
+        if error.errno in FULL:
+            # A write that fails names no file by itself.
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
     finally:
         shutil.rmtree(room, ignore_errors=True)
 

@@ -10,7 +10,8 @@ from reperfuse.cohort.checks import check_image, check_same_grid, compact, witho
 from reperfuse.errors import InputError
 from reperfuse.files import sha256_of, write_json
 from reperfuse.imaging.deidentify import dsc_sidecar, series_sha256
-from reperfuse.imaging.dicom_read import Series, read_dsc, read_map
+from reperfuse.imaging.dicom_read import read_dsc, read_map
+from reperfuse.imaging.dicom_series import Series
 from reperfuse.imaging.volume import Volume, save_volume, sidecar_path
 
 MIN_FRAMES = 10

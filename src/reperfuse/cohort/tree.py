@@ -3,14 +3,17 @@
 A subject is written in a staging folder of the tree, checked for persons, renamed into place and only then entered
 in `manifest.json`. Whatever a killed run leaves is therefore either in the staging folder, which the next run
 clears, or a subject without a valid entry, which the next run writes again.
+
+Any process may stage and compare (`staging_folder`, `holds`); one alone moves, enters and refuses (`BidsTree`).
 """
 
+import math
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+import tempfile
+import time
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from reperfuse.cohort.participants import participants_text, read_participants
@@ -25,6 +28,44 @@ BIDS_VERSION = "1.10.0"
 
 BIDSIGNORE = "manifest.json\n*_dsc.nii.gz\n*_dsc.json\n"
 """DSC is not a released BIDS suffix, and the manifest is ours."""
+
+
+MOST_SAVING = 0.1
+"""Part of the time that may go into writing the manifest, which grows with the tree: of 10 000 patients it would else
+be nearly all of it. What a killed run has not entered yet is written again by the next."""
+
+
+def staging_folder(staging: Path, participant_id: str) -> Path:
+    """A new, empty folder to write one subject's part of the tree into; no two attempts share one."""
+    return Path(tempfile.mkdtemp(prefix=f"{participant_id}.", dir=staging))
+
+
+def holds(
+    out: Path,
+    participant_id: str,
+    entry: Mapping[str, Any] | None,
+    *,
+    sources: list[str],
+    settings: Mapping[str, Any],
+    centre: str,
+) -> bool:
+    """Whether a subject was written from exactly these sources and settings, and lies in the tree undamaged.
+
+    Parameters
+    ----------
+    entry
+        The subject's in the manifest; None where there is none.
+    """
+    if entry is None or (entry["sources"], entry["settings"], entry["centre"]) != (sources, settings, centre):
+        return False
+    written = entry["written"]
+    lying = {
+        path.relative_to(out).as_posix()
+        for place in (participant_id, f"derivatives/*/{participant_id}")
+        for path in out.glob(f"{place}/**/*")
+        if path.is_file()
+    }
+    return lying == set(written) and all(sha256_of(out / name) == written[name] for name in written)
 
 
 class BidsTree:
@@ -69,6 +110,8 @@ class BidsTree:
         if not isinstance(content, dict) or not isinstance(content.get("subjects"), dict):
             raise InputError(f"{self._manifest_path} is not a manifest: restore it, or remove it to ingest all again.")
         self.subjects: dict[str, dict[str, Any]] = content["subjects"]
+        self._formerly: dict[str, str] = {}
+        self._saved_at, self._saving_took = -math.inf, 0.0
         read_participants(out / "participants.tsv")  # a damaged one is refused before anything is written
         for orphan in (out / self.derivative).glob("sub-*"):
             # A run was killed between the two renames of a subject.
@@ -82,40 +125,17 @@ class BidsTree:
         _keep(out / ".bidsignore", BIDSIGNORE)
 
     def close(self) -> None:
-        """Clear the staging folder and bring participants.tsv up to the manifest."""
+        """Clear the staging folder, enter who is not entered yet, and bring participants.tsv up to the manifest."""
         shutil.rmtree(self.staging, ignore_errors=True)
-        if self.subjects:
+        if self._formerly:
+            self._save()
+        elif self.subjects:
             self._write_participants()
 
     def twin(self, participant_id: str, sources: list[str]) -> str | None:
         """Another subject of the tree that was made from exactly these sources."""
         same = (name for name, entry in self.subjects.items() if entry["sources"] == sources and name != participant_id)
         return next(same, None)
-
-    def holds(self, participant_id: str, sources: list[str], settings: dict[str, Any], centre: str) -> bool:
-        """Whether the subject was written from exactly these sources and settings, and lies there undamaged."""
-        entry = self.subjects.get(participant_id)
-        if entry is None or (entry["sources"], entry["settings"], entry["centre"]) != (sources, settings, centre):
-            return False
-        lying = {
-            path.relative_to(self.out).as_posix()
-            for folder in (self.out / participant_id, self.out / self.derivative / participant_id)
-            for path in folder.rglob("*")
-            if path.is_file()
-        }
-        written = entry["written"]
-        return lying == set(written) and all(sha256_of(self.out / name) == written[name] for name in written)
-
-    @contextmanager
-    def staged(self, participant_id: str) -> Iterator[Path]:
-        """An empty folder to write one subject's part of the tree into; gone at the end of the block."""
-        folder = self.staging / participant_id
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir()
-        try:
-            yield folder
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
 
     def accept(
         self,
@@ -129,6 +149,8 @@ class BidsTree:
         forbidden: Iterable[str],
     ) -> None:
         """Move a staged subject into place, in the stead of an older one, and enter it in the manifest.
+
+        The manifest on disk follows at once where that costs little beside the subjects, else by `close` at last.
 
         Parameters
         ----------
@@ -167,16 +189,24 @@ class BidsTree:
         for part in (derived, main):
             if (staged / part).exists():
                 os.replace(staged / part, self.out / part)
-        formerly = {participant_id: self.subjects.get(participant_id, entry)["centre"]}
+        self._formerly.setdefault(participant_id, self.subjects.get(participant_id, entry)["centre"])
         self.subjects[participant_id] = entry
-        # Before the manifest, which alone tells a centre that ingest gave earlier from one written by hand.
-        self._write_participants(formerly)
-        write_json(self._manifest_path, {"subjects": self.subjects})
+        if (time.monotonic() - self._saved_at) * MOST_SAVING >= self._saving_took:
+            self._save()
 
-    def _write_participants(self, formerly: Mapping[str, str] = MappingProxyType({})) -> None:
+    def _save(self) -> None:
+        started = time.monotonic()
+        # Before the manifest, which alone tells a centre that ingest gave earlier from one written by hand.
+        self._write_participants()
+        write_json(self._manifest_path, {"subjects": self.subjects})
+        self._formerly.clear()
+        self._saved_at = time.monotonic()
+        self._saving_took = self._saved_at - started
+
+    def _write_participants(self) -> None:
         path = self.out / "participants.tsv"
         centres = {name: entry["centre"] for name, entry in self.subjects.items()}
-        _keep(path, participants_text(*read_participants(path), centres, formerly))
+        _keep(path, participants_text(*read_participants(path), centres, self._formerly))
 
     def refuse(self, name: str, files: Iterable[Path], inbox: Path, reason: str) -> None:
         """Copy originals to `quarantine/<name>/` with reason.txt, for their owner's eyes only.

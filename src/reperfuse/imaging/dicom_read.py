@@ -1,195 +1,26 @@
-"""DICOM series into volumes: found in any nesting, ordered by place and time, brought from LPS to RAS."""
+"""DICOM series into volumes: ordered by place and time, brought from LPS to RAS."""
 
 import os
-from collections import Counter, defaultdict
-from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydicom import dcmread
-from pydicom.dataset import Dataset
-from pydicom.uid import EnhancedMRImageStorage, MRImageStorage, ParametricMapStorage, SecondaryCaptureImageStorage
 
 from reperfuse.errors import InputError
 from reperfuse.imaging.dicom_frames import CLOCKS, LABELS, frame_times, frames_of, slices_of
-from reperfuse.imaging.dicom_images import SECONDS_PER_UNIT, Image, images_of, quiet, tags_named, units_of
+from reperfuse.imaging.dicom_images import SECONDS_PER_UNIT, Image, images_of
+from reperfuse.imaging.dicom_series import Series, find_series
 from reperfuse.imaging.volume import Volume
 
 RAS_FROM_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 """DICOM counts towards left and posterior, NIfTI towards right and anterior (PS3.3 C.7.6.2.1.1)."""
-
-DICOM_ENDINGS = (".dcm", ".ima", ".dicom")
-"""File names that claim to be DICOM; files with the preamble are DICOM whatever their name."""
 
 BOLUS_FRAMES = 10
 """A folder with several repeated series is read if one alone has this many frames: a bolus passes in no fewer."""
 
 LONGEST_TMAX_S = 300.0
 """A Tmax above this [s] outlasts any perfusion series; its units or scale are wrong."""
-
-_HEADER_TAGS = tags_named(
-    "SpecificCharacterSet SOPClassUID ImageType Modality SeriesDescription PatientID PatientName StudyInstanceUID",
-    "SeriesInstanceUID Rows Columns SamplesPerPixel NumberOfFrames ImagePositionPatient ImageOrientationPatient",
-    "EchoTime DiffusionBValue RescaleType Units RealWorldValueMappingSequence SharedFunctionalGroupsSequence",
-    "PerFrameFunctionalGroupsSequence DirectoryRecordSequence",
-)
-
-
-@dataclass(frozen=True)
-class Series:
-    """The files of one DICOM series and what tells its kind.
-
-    Patient, study and series only tell series apart; they must never be written anywhere.
-
-    Parameters
-    ----------
-    is_derived
-        Computed by software (ImageType DERIVED, a parametric map or a screenshot), not measured.
-    is_dynamic
-        The same slices were imaged repeatedly, with one echo and no diffusion weighting, as in DSC.
-    units
-        "s" or "ms" where the header says so.
-    n_frames
-        How often the slice imaged most was imaged.
-    """
-
-    files: tuple[Path, ...]
-    patient: str
-    study: str
-    series: str
-    series_description: str
-    modality: str
-    is_derived: bool
-    is_dynamic: bool
-    units: str | None
-    n_frames: int = 1
-
-
-def find_series(folder: Path | str) -> tuple[list[Series], list[tuple[Path, str]]]:
-    """Series under a folder in any nesting, and the files that claim to be DICOM but are not readable, with a reason.
-
-    Files are told by their content, not their names. Hidden files, DICOMDIR and files without images (reports,
-    presentation states) are left out. The order depends on identifiers and paths alone.
-
-    Raises
-    ------
-    InputError
-        If the folder is missing.
-    """
-    folder = Path(folder)
-    if not folder.exists():
-        raise InputError(f"{folder} is missing: check the path.")
-    headers: dict[tuple[str, str, str], list[tuple[Path, Dataset]]] = defaultdict(list)
-    unreadable: list[tuple[Path, str]] = []
-    for path in _files_under(folder):
-        try:
-            header = _header(path)
-        except InputError as error:
-            unreadable.append((path, str(error)))
-            continue
-        if header is None:
-            continue
-        # Over-anonymised files may lack identifiers; then a folder is a series, and a series a study.
-        series = str(header.get("SeriesInstanceUID") or path.parent)
-        study = str(header.get("StudyInstanceUID") or series)
-        patient = str(header.get("PatientID") or header.get("PatientName") or study).strip()
-        headers[patient, study, series].append((path, header))
-    return [_series(key, members) for key, members in sorted(headers.items())], unreadable
-
-
-def _files_under(folder: Path) -> Iterable[Path]:
-    """Files in a fixed order; a single file stands for itself."""
-    if folder.is_file():
-        yield folder
-    for root, folders, files in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield from (Path(root, name) for name in sorted(files) if not name.startswith("."))
-
-
-def _header(path: Path) -> Dataset | None:
-    """The header of an image, None for a file that is none and does not claim to be."""
-    claims = path.suffix.lower() in DICOM_ENDINGS
-    try:
-        with open(path, "rb") as file:
-            preamble = file.read(132)
-    except OSError as error:
-        raise InputError(f"{path} cannot be opened ({error.strerror}): mend its permissions.") from error
-    has_preamble = preamble[128:] == b"DICM"
-    if not (has_preamble or claims):
-        return None
-    try:
-        with quiet():
-            header = dcmread(path, stop_before_pixels=True, specific_tags=_HEADER_TAGS, force=not has_preamble)
-    except Exception as error:  # pydicom raises nearly everything on damaged files
-        raise InputError(f"{path} cannot be read as DICOM: export it again.") from error
-    if "SOPClassUID" not in header and "Rows" not in header:
-        if "DirectoryRecordSequence" in header or path.name.upper() == "DICOMDIR":
-            return None
-        raise InputError(f"{path} is not a DICOM file or is cut short: export it again or remove it.")
-    if "Rows" not in header:
-        if header.SOPClassUID in (MRImageStorage, EnhancedMRImageStorage, ParametricMapStorage):
-            raise InputError(f"{path} is cut short within its header: export it again.")
-        return None
-    return header
-
-
-def _series(key: tuple[str, str, str], members: list[tuple[Path, Dataset]]) -> Series:
-    """What the headers of a series say together."""
-    first = members[0][1]
-    places: Counter[tuple[Any, ...]] = Counter()
-    echoes: set[str] = set()
-    units: set[str | None] = set()
-    diffusion = colour = False
-    for _, header in members:
-        kind = [str(word) for word in (header.get("ImageType") or [])]
-        diffusion |= "DIFFUSION" in kind or float(header.get("DiffusionBValue") or 0) > 0
-        colour |= int(header.get("SamplesPerPixel") or 1) != 1
-        echoes.add(str(header.get("EchoTime")))
-        frames = header.get("PerFrameFunctionalGroupsSequence")
-        if frames:
-            shared = (header.get("SharedFunctionalGroupsSequence") or [Dataset()])[0]
-            for frame in frames:
-                place = frame.get("PlanePositionSequence") or shared.get("PlanePositionSequence")
-                turn = frame.get("PlaneOrientationSequence") or shared.get("PlaneOrientationSequence")
-                diffusion |= "MRDiffusionSequence" in frame and bool(
-                    float(frame.MRDiffusionSequence[0].get("DiffusionBValue") or 0)
-                )
-                if place:
-                    places[_place(place[0], turn[0] if turn else Dataset())] += 1
-            for group in (frames[0], shared):
-                for name in ("PixelValueTransformationSequence", "RealWorldValueMappingSequence"):
-                    units.update(units_of(item) for item in group.get(name) or [])
-        elif header.get("ImagePositionPatient"):
-            places[_place(header, header)] += 1
-        units.add(units_of(header))
-    n_frames = max(places.values(), default=1)
-    known_units = sorted(unit for unit in units if unit)
-    is_derived = (first.get("ImageType") or [""])[0] == "DERIVED" or first.get("SOPClassUID") in (
-        ParametricMapStorage,
-        SecondaryCaptureImageStorage,
-    )
-    modality = str(first.get("Modality", ""))
-    return Series(
-        files=tuple(path for path, _ in members),
-        patient=key[0],
-        study=key[1],
-        series=key[2],
-        series_description=str(first.get("SeriesDescription") or "").strip(),
-        modality=modality,
-        is_derived=is_derived,
-        is_dynamic=n_frames > 1 and modality == "MR" and len(echoes) == 1 and not diffusion and not colour,
-        units=known_units[0] if len(known_units) == 1 else None,
-        n_frames=n_frames,
-    )
-
-
-def _place(where: Dataset, how: Dataset) -> tuple[Any, ...]:
-    """Position and orientation to two digits, to count how often a slice was imaged."""
-    numbers = [*(where.get("ImagePositionPatient") or []), *(how.get("ImageOrientationPatient") or [])]
-    return tuple(round(float(x), 2) + 0.0 for x in numbers)
 
 
 def read_dsc(source: Path | str | Series, *, max_missing_fraction: float = 0.05) -> Volume:

@@ -3,15 +3,19 @@
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from reperfuse.errors import InputError
+from reperfuse.files import write_json
 from reperfuse.params import ARMS
 from reperfuse.stages import layout
+from reperfuse.stages.fanout import Runner, cores, fan_out
 
 if TYPE_CHECKING:
-    from reperfuse.cohort.inbox import Outcome
+    from reperfuse.cohort.inbox import Each, Outcome
 
 
 def ingest(
@@ -22,6 +26,8 @@ def ingest(
     quarantine: Path | str = "quarantine",
     reference_scale: float | None = None,
     root: Path | str = ".",
+    runner: Runner | None = None,
+    table: Path | None = None,
 ) -> int:
     """Exit status after taking every subject of `inbox` into the BIDS tree of `arm`: 0 if any was accepted, else 2.
 
@@ -42,6 +48,10 @@ def ingest(
         Seconds per stored unit of the Tmax reference, for series that do not say.
     root
         Workspace: the folder of dvc.yaml.
+    runner
+        Processes that read, check and write; this one alone by default. The tree is the same, byte by byte.
+    table
+        JSON file for the table: a list of participant, outcome (accepted, unchanged, quarantined, left) and why.
 
     Raises
     ------
@@ -54,6 +64,9 @@ def ingest(
         raise InputError(f"{arm} is not an arm: choose {' or '.join(ARMS)}.")
     if arm == "lesion" and reference_scale is not None:
         raise InputError("--reference-scale belongs to the perfusion arm: leave it out.")
+    runner = runner or Runner()
+    if runner.kind == "local" and (runner.workers or 1) > 1:
+        raise InputError("The local runner ingests in one process: add --runner dask to have several --workers.")
     root = Path(root)
     out = root / (out or layout.bids(arm))
     lock_path = root / ".reperfuse" / "ingest.lock"
@@ -68,8 +81,11 @@ def ingest(
             f"{lock_path.parent} cannot be written to ({error.strerror}): run ingest in a folder of yours."
         ) from error
     try:
-        outcomes = _followed(arm, Path(inbox), out, root / quarantine, reference_scale, root)
-        _print_table(outcomes, arm)
+        outcomes = _followed(arm, Path(inbox), out, root / quarantine, reference_scale, root, runner)
+        rows = [_row(outcome) for outcome in outcomes]
+        _print_table(rows, arm)
+        if table is not None:
+            write_json(table, rows)
         accepted = any(outcome.accepted for outcome in outcomes)
         if accepted:
             print(_versioned(out.resolve(), root.resolve()))
@@ -79,13 +95,13 @@ def ingest(
 
 
 def _followed(
-    arm: str, inbox: Path, out: Path, quarantine: Path, reference_scale: float | None, root: Path
+    arm: str, inbox: Path, out: Path, quarantine: Path, reference_scale: float | None, root: Path, runner: Runner
 ) -> "list[Outcome]":
     """The outcomes, with a bar on the screen while they come."""
     from rich.console import Console
     from rich.progress import Progress
 
-    from reperfuse.cohort.inbox import ingest_lesion, ingest_perfusion
+    from reperfuse.cohort.inbox import in_turn, ingest_lesion, ingest_perfusion
     from reperfuse.imaging.deidentify import pseudonym_key
 
     with Progress(console=Console(stderr=True), transient=True) as progress:
@@ -94,20 +110,33 @@ def _followed(
         def expect(n: int) -> None:
             progress.update(task, description=f"ingest {arm}", total=n)
 
-        if arm == "lesion":
-            outcomes = ingest_lesion(inbox, out, quarantine, expect=expect)
-        else:
-            outcomes = ingest_perfusion(
-                inbox, out, quarantine, key=pseudonym_key(root), reference_scale=reference_scale, expect=expect
+        def outcomes(each: "Each") -> "Iterator[Outcome]":
+            if arm == "lesion":
+                return ingest_lesion(inbox, out, quarantine, expect=expect, each=each)
+            key = pseudonym_key(root)
+            return ingest_perfusion(
+                inbox, out, quarantine, key=key, reference_scale=reference_scale, expect=expect, each=each
             )
-        done = []
-        for outcome in outcomes:
-            done.append(outcome)
-            progress.advance(task)
+
+        # One process is this one: nothing of it waits for Ctrl-C.
+        fan = nullcontext(in_turn) if runner.kind == "local" else fan_out(runner, root, workers=cores())
+        with fan as each:
+            done = []
+            for outcome in outcomes(each):
+                done.append(outcome)
+                progress.advance(task)
     return done
 
 
-def _print_table(outcomes: "list[Outcome]", arm: str) -> None:
+def _row(outcome: "Outcome") -> dict[str, str]:
+    """What the table says of one subject."""
+    why = outcome.reason
+    if not outcome.accepted and str(outcome.source) not in why:
+        why += f" [{outcome.source}]"
+    return {"participant": outcome.participant_id, "outcome": outcome.name, "why": why}
+
+
+def _print_table(rows: list[dict[str, str]], arm: str) -> None:
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
@@ -116,17 +145,14 @@ def _print_table(outcomes: "list[Outcome]", arm: str) -> None:
     table.add_column("participant", no_wrap=True)
     table.add_column("outcome", no_wrap=True)
     table.add_column("why", overflow="fold")
-    for outcome in outcomes:
-        name = ("unchanged" if outcome.unchanged else "accepted") if outcome.accepted else "quarantined"
-        style = "green" if outcome.accepted else "red"
-        why = outcome.reason
-        if not outcome.accepted and str(outcome.source) not in why:
-            why += f" [{outcome.source}]"
-        table.add_row(escape(outcome.participant_id), f"[{style}]{name}[/]", escape(why))
+    styles = {"quarantined": "red", "left": "yellow"}
+    for row in rows:
+        style = styles.get(row["outcome"], "green")
+        table.add_row(escape(row["participant"]), f"[{style}]{row['outcome']}[/]", escape(row["why"]))
     console = Console()
     console.print(table)
-    n = sum(outcome.accepted for outcome in outcomes)
-    console.print(f"{n} of {len(outcomes)} accepted.", highlight=False)
+    n = sum(row["outcome"] not in styles for row in rows)
+    console.print(f"{n} of {len(rows)} accepted.", highlight=False)
 
 
 def _versioned(out: Path, root: Path) -> str:

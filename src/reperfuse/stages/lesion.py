@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
     from reperfuse.imaging.volume import Volume
     from reperfuse.stages.assessment import Assessment, Predict
+    from reperfuse.stages.fanout import Runner
     from reperfuse.stages.fitting import Objective
+    from reperfuse.stages.study import Study
 
 ARM = "lesion"
 
@@ -171,13 +173,22 @@ def evaluate(params: Params) -> None:
     evaluate_arm(_assessment(params, rivals=True))
 
 
-def resolution(params: Params, *, model: str | None = None, out: Path | None = None) -> None:
+def resolution(
+    params: Params, *, model: str | None = None, out: Path | None = None, runner: "Runner | None" = None
+) -> None:
     """results/lesion/resolution: the same scores as the slices of the scan get thicker; truth stays as it is."""
-    from reperfuse.stages.lesion_study import slice_study
     from reperfuse.stages.study import resolution_arm
+    from reperfuse.stages.trained import model_folder
+
+    judged = partial(_study, params, model_folder(model))
+    resolution_arm(*judged(), model=model, out=out, runner=runner, again=judged)
+
+
+def _study(params: Params, model: str | None) -> "tuple[Assessment, Study]":
+    from reperfuse.stages.lesion_study import slice_study
 
     asked = _assessment(params, model=model, baselines=("baseline_threshold",))
-    resolution_arm(asked, slice_study(params.lesion, params.seed), model=model, out=out)
+    return asked, slice_study(params.lesion, params.seed)
 
 
 def _assessment(

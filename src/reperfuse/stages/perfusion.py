@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 
     from reperfuse.imaging.volume import Volume
     from reperfuse.stages.assessment import Assessment, Predict
+    from reperfuse.stages.fanout import Runner
     from reperfuse.stages.fitting import Objective
+    from reperfuse.stages.study import Study
 
 ARM = "perfusion"
 
@@ -172,12 +174,22 @@ def evaluate(params: Params) -> None:
     evaluate_arm(_assessment(params, rivals=True))
 
 
-def resolution(params: Params, *, model: str | None = None, out: Path | None = None) -> None:
+def resolution(
+    params: Params, *, model: str | None = None, out: Path | None = None, runner: "Runner | None" = None
+) -> None:
     """results/perfusion/resolution: the same scores as the series gets sparser in time and noisier."""
+    from reperfuse.stages.study import resolution_arm
+    from reperfuse.stages.trained import model_folder
+
+    judged = partial(_study, params, model_folder(model))
+    resolution_arm(*judged(), model=model, out=out, runner=runner, again=judged)
+
+
+def _study(params: Params, model: str | None) -> "tuple[Assessment, Study]":
     from reperfuse.preprocessing.brain import threshold_mask
     from reperfuse.stages.perfusion_inputs import frame_times_s
     from reperfuse.stages.perfusion_resolution import degraded, within_reach
-    from reperfuse.stages.study import Study, resolution_arm
+    from reperfuse.stages.study import Study
 
     fraction, asked = params.perfusion.preprocess.threshold_fraction, params.perfusion.resolution
 
@@ -200,7 +212,7 @@ def resolution(params: Params, *, model: str | None = None, out: Path | None = N
         workers=asked.workers,
     )
     baselines = ("baseline_learned", "baseline_osvd", "baseline_ssvd")
-    resolution_arm(_assessment(params, model=model, baselines=baselines), study, model=model, out=out)
+    return _assessment(params, model=model, baselines=baselines), study
 
 
 BASELINES = ("baseline_mean", "baseline_ssvd", "baseline_osvd", "baseline_learned")

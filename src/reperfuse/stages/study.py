@@ -1,10 +1,10 @@
 """The resolution study as a stage: every hold-out subject at every level, resumable and several at once."""
 
+import os
 import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -17,7 +17,7 @@ import torch
 from rich.progress import track
 
 from reperfuse import tracking
-from reperfuse.errors import InputError
+from reperfuse.errors import InputError, WorkerLost
 from reperfuse.evaluation.detection import detection_limit
 from reperfuse.evaluation.hypotheses import hypothesis_tests
 from reperfuse.evaluation.metrics import THICK_GRID
@@ -41,6 +41,7 @@ from reperfuse.files import read_json, write_json, write_text
 from reperfuse.imaging.volume import Volume
 from reperfuse.stages import layout
 from reperfuse.stages.assessment import Assessment, Case, Predict, holdout
+from reperfuse.stages.fanout import Runner, fan_out
 from reperfuse.stages.processed import read_cohort, write_table
 from reperfuse.stages.scores import RESOLUTION_TABLE, STUDY_TABLES
 from reperfuse.stages.state import resumable
@@ -71,6 +72,10 @@ class Study:
     """Where a prediction and its truth are scored a second time (`THICK_GRID`)."""
 
 
+Again = Callable[[], tuple[Assessment, Study]]
+"""What a process that is not this one is given, since neither can be sent there."""
+
+
 @dataclass(frozen=True)
 class StudyTables:
     """What a study found."""
@@ -97,7 +102,13 @@ def study_folder(arm: str, model: str | None, out: Path | None) -> Path:
 
 
 def resolution_arm(
-    asked: Assessment, study: Study, *, model: str | None = None, out: Path | None = None
+    asked: Assessment,
+    study: Study,
+    *,
+    model: str | None = None,
+    out: Path | None = None,
+    runner: Runner | None = None,
+    again: Again | None = None,
 ) -> StudyTables:
     """Score every method on the hold-out at every level of degradation, in every facet.
 
@@ -112,6 +123,10 @@ def resolution_arm(
         of the pipeline's model goes to the training's run.
     out
         Where the tables go; results/<arm>/resolution by default, and a folder of `model`'s own beside it.
+    runner
+        Where subjects are studied: by default in threads of this process, `study.workers` at once.
+    again
+        Makes `asked` and `study` once more, in a process that is not this one.
 
     Raises
     ------
@@ -122,7 +137,7 @@ def resolution_arm(
     said = [repr(sorted(study.about.items())), repr(dict(study.levels)), asked.digest, *sorted(asked.methods)]
     state = resumable(asked.arm, "resolution", said, [""])
     people = holdout(asked.arm)
-    done = study_subjects(asked, study, people, state)
+    done = study_subjects(asked, study, people, state, runner, again)
     rows = [row for of_subject in done for row in of_subject["rows"]]
     if not rows:
         raise InputError(
@@ -174,38 +189,72 @@ def _run_of(arm: str, model: str | None) -> Iterator[tracking.Run]:
 
 
 # ---- subjects -------------------------------------------------------------------------------------------------------
-def study_subjects(asked: Assessment, study: Study, people: Sequence[str], state: Path) -> list[dict[str, Any]]:
-    """`rows` and `seconds` of every subject, in order, kept in `state` as they come and taken over from there."""
-    stop = threading.Event()
+def study_subjects(
+    asked: Assessment,
+    study: Study,
+    people: Sequence[str],
+    state: Path,
+    runner: Runner | None = None,
+    again: Again | None = None,
+) -> list[dict[str, Any]]:
+    """`rows` and `seconds` of every subject, in order, kept in `state` as they come and taken over from there.
+
+    Raises
+    ------
+    WorkerLost
+        If the processes that studied a subject died over it; the others are kept.
+    """
+    runner, stop = runner or Runner(), threading.Event()
     threads = torch.get_num_threads()
     # Each subject has its share of the cores: networks use one core after the other less well than one each.
-    torch.set_num_threads(max(1, threads // study.workers))
+    share = max(1, threads // (runner.workers or study.workers))
+    if runner.kind == "local":
+        one: Callable[[str], dict[str, Any]] = partial(_one_subject, asked, study, state, stop)
+    elif again is None:
+        raise ValueError("Another process needs to be told how to make the assessment again.")
+    else:
+        # A cluster has cores of its own: there each worker keeps the threads it was started with.
+        one = partial(_in_a_worker, again, state, Path.cwd(), share if runner.scheduler is None else None)
+    found: dict[str, dict[str, Any]] = {}
+    lost: list[WorkerLost] = []
+    torch.set_num_threads(share)
     try:
-        with ThreadPoolExecutor(study.workers) as pool:
-            futures = {pool.submit(_one_subject, asked, study, who, state, stop): who for who in people}
-            try:
-                _wait(futures, f"resolution {asked.arm}")
-            except BaseException:
-                stop.set()
-                pool.shutdown(cancel_futures=True)
-                raise
+        with fan_out(runner, Path.cwd(), workers=study.workers, stop=stop) as each:
+            results = each(one, {who: who for who in people})
+            for who, result in track(results, total=len(people), description=f"resolution {asked.arm}"):
+                if isinstance(result, WorkerLost):
+                    lost.append(result)
+                    continue
+                found[who] = result
+                for sentence in result["said"]:
+                    print(sentence)
     finally:
         torch.set_num_threads(threads)
-    by_name = {who: future.result() for future, who in futures.items()}
-    return [by_name[who] for who in people]
+    if lost:
+        raise lost[0]
+    return [found[who] for who in people]
 
 
-def _wait(futures: Mapping[Future[Any], str], description: str) -> None:
-    for future in track(as_completed(futures), total=len(futures), description=description):
-        for sentence in future.result()["said"]:
-            print(sentence)
+_ASKED: dict[Path, tuple[Assessment, Study]] = {}
+"""In a worker: what it judges by, made once; by the folder of unfinished work, which stands for data, parameters, code
+and model."""
+
+
+def _in_a_worker(again: Again, state: Path, workspace: Path, threads: int | None, who: str) -> dict[str, Any]:
+    os.chdir(workspace)
+    if state not in _ASKED:
+        _ASKED.clear()
+        _ASKED[state] = again()
+    if threads is not None:
+        torch.set_num_threads(threads)
+    return _one_subject(*_ASKED[state], state, threading.Event(), who)
 
 
 class _Stopped(Exception):
     """Another subject failed, or the user stopped the study."""
 
 
-def _one_subject(asked: Assessment, study: Study, who: str, state: Path, stop: threading.Event) -> dict[str, Any]:
+def _one_subject(asked: Assessment, study: Study, state: Path, stop: threading.Event, who: str) -> dict[str, Any]:
     kept = state / f"{who}.json"
     if kept.exists():
         found: dict[str, Any] = read_json(kept)

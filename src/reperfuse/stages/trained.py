@@ -83,6 +83,11 @@ def load_model(arm: str, model: str | None, preprocess: type[Preprocess]) -> Tra
     )
 
 
+def model_folder(model: str | None) -> str | None:
+    """The absolute folder of a model that is named, fetched once for every process that will load it."""
+    return None if model is None else str(tracking.fetch_model(model).resolve())
+
+
 def champion_uri(arm: str, otherwise: str = "name a model") -> str:
     """The URI of an arm's champion.
 
