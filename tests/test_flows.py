@@ -232,26 +232,28 @@ def flow_of(deployment: dict[str, Any]) -> Any:
 
 def test_the_promised_deployments_exist():
     names = {f"{flow_of(one).name}/{one['name']}" for one in deployments()}
-    assert {"ingest/inbox", "experiment/demo", "experiment/lesion", "experiment/perfusion"} <= names
+    arms = {f"{flow}/{arm}" for flow in ("experiment", "tune") for arm in experiment.ARMS}
+    assert names == {"ingest/inbox", "experiment/demo", "retrain/weekly"} | arms
 
 
 @pytest.mark.parametrize("deployment", deployments(), ids=lambda one: one["name"])
 def test_a_deployment_names_parameters_its_flow_takes(deployment: dict[str, Any]):
     flow = flow_of(deployment)
-    for parameters in [deployment["parameters"], *(s["parameters"] for s in deployment.get("schedules", []))]:
+    for parameters in [deployment["parameters"], *(s.get("parameters", {}) for s in deployment.get("schedules", []))]:
         flow.validate_parameters({**deployment["parameters"], **parameters})
         assert parameters.keys() <= inspect.signature(flow.fn).parameters.keys()
     assert deployment["concurrency_limit"]["limit"] == 1 and deployment["description"]
 
 
-@pytest.mark.parametrize("flow", [experiment.experiment, ingest_room.ingest], ids=lambda flow: flow.name)
+@pytest.mark.parametrize("flow", {flow_of(one).name: flow_of(one) for one in deployments()}.values(), ids=str)
 def test_the_form_in_the_ui_explains_every_parameter(flow: Any):
     for name, field in flow.parameters.properties.items():
         assert field.get("description"), name
 
 
-def test_a_schedule_is_off_until_someone_switches_it_on():
-    assert all(not one["active"] for deployment in deployments() for one in deployment.get("schedules", []))
+def test_retraining_is_due_every_week_and_an_inbox_is_read_on_a_schedule_only_once_that_is_switched_on():
+    on = {one["slug"]: one["active"] for deployment in deployments() for one in deployment.get("schedules", [])}
+    assert on == {"nightly-perfusion": False, "nightly-lesion": False, "weekly": True}
 
 
 def test_the_demo_of_the_flow_and_of_make_hold_out_the_same_patients():
