@@ -1,16 +1,21 @@
 """The flow that brings an inbox into the BIDS tree of one arm."""
 
-from typing import Literal
+import json
+import tempfile
+from pathlib import Path
+from typing import Annotated, Literal
 
 from prefect import flow, task
-from prefect.artifacts import create_markdown_artifact
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
-from prefect.states import Completed, State
+from prefect.states import Completed, Failed, State
+from pydantic import Field
 
 from flows.command import REPERFUSE, ROOT, streamed
 from flows.states import failed, refused, run_logger, worth_retrying
 
 Arm = Literal["lesion", "perfusion"]
+Runner = Literal["local", "dask"]
 
 
 @task(
@@ -21,13 +26,36 @@ Arm = Literal["lesion", "perfusion"]
     retry_delay_seconds=[30, 300],
     retry_condition_fn=worth_retrying,
 )
-def ingest_inbox(arm: Arm, inbox: str, out: str, quarantine: str, reference_scale: float | None) -> State:
-    """The state of one `reperfuse ingest`; its table is kept as an artifact."""
+def ingest_inbox(
+    arm: Arm,
+    inbox: str,
+    out: str,
+    quarantine: str,
+    reference_scale: float | None,
+    runner: Runner = "local",
+    workers: int | None = None,
+    scheduler: str | None = None,
+) -> State:
+    """The state of one `reperfuse ingest`; what it says, and its table, are kept as artifacts."""
     options = ["--out", out, "--arm", arm, "--quarantine", quarantine]
     if reference_scale is not None:
         options += ["--reference-scale", str(reference_scale)]
-    ended = streamed((*REPERFUSE, "ingest", inbox, *options), root=ROOT, log=run_logger().info)
-    if ended.code == 2 and any("quarantined" in line for line in ended.lines):
+    if runner != "local":
+        options += ["--runner", runner]
+    if workers is not None:
+        options += ["--workers", str(workers)]
+    if scheduler is not None:
+        options += ["--scheduler", scheduler]
+    with tempfile.TemporaryDirectory() as room:
+        kept = Path(room) / "table.json"
+        command = (*REPERFUSE, "ingest", inbox, *options, "--json", str(kept))
+        ended = streamed(command, root=ROOT, log=run_logger().info)
+        rows = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else []
+    if rows:
+        create_table_artifact(rows, key=f"ingest-{arm}-table", description=f"Who came through the last {arm} ingest")
+    if ended.code == 2 and any(row["outcome"] == "left" for row in rows):
+        return Failed(message=f"{inbox} is still being written, or workers died over it: nobody was accepted.")
+    if ended.code == 2 and rows:
         return refused(f"No subject of {inbox} was accepted: the log and {quarantine}/ say why.")
     if ended.code:
         return failed(ended, f"Ingest of {inbox}")
@@ -46,11 +74,15 @@ def ingest(
     out: str | None = None,
     quarantine: str = "quarantine",
     reference_scale: float | None = None,
+    runner: Runner = "local",
+    workers: Annotated[int, Field(ge=1, le=1024)] | None = None,
+    scheduler: str | None = None,
 ) -> State:
     """Check, de-identify and convert what an inbox holds, and version it with DVC.
 
-    Subjects that cannot be used go to the quarantine with one sentence why; the others continue. Running it
-    twice changes nothing. It fails, without a retry, when no subject was accepted.
+    Subjects that cannot be used go to the quarantine with one sentence why; the others continue. Subjects whose files
+    are still being written are left for the next run. Running it twice changes nothing. It fails when no subject was
+    accepted, and tries again only if some were still being written.
 
     Args:
         arm: What the inbox is read for: `lesion` takes NIfTI images with masks, `perfusion` takes DICOM series.
@@ -59,9 +91,21 @@ def ingest(
         out: BIDS tree to write; `data/bids/<arm>` when left empty.
         quarantine: Folder for the originals of subjects that cannot be used (mode 0700, never versioned).
         reference_scale: Seconds per stored value of a vendor's Tmax map that names no unit; empty refuses such maps.
+        runner: `local` reads one subject after the other; `dask` several at once, each in a process of its own.
+        workers: Processes of `dask`; one for each core when left empty.
+        scheduler: Address of a running Dask cluster, `tcp://HOST:PORT`, whose workers see the same folders; empty
+            starts the processes beside the flow.
     """
     state = ingest_inbox(
-        arm, inbox or f"inbox/{arm}", out or f"data/bids/{arm}", quarantine, reference_scale, return_state=True
+        arm,
+        inbox or f"inbox/{arm}",
+        out or f"data/bids/{arm}",
+        quarantine,
+        reference_scale,
+        runner,
+        workers,
+        scheduler,
+        return_state=True,
     )
     # Prefect would turn a task's own state into "1/1 states failed", and the reason would be lost.
     return State(type=state.type, name=state.name, message=state.message)

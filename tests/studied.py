@@ -1,6 +1,10 @@
 """Patients whose own number is their image, methods that err by it, and a run that keeps what is logged."""
 
+import os
+import signal
 from contextlib import AbstractContextManager
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,6 +12,7 @@ import pandas as pd
 
 from reperfuse.imaging.volume import Volume
 from reperfuse.stages.assessment import Assessment, Case
+from reperfuse.stages.study import Study
 
 PATIENTS = ("sub-1", "sub-2", "sub-3")
 
@@ -33,6 +38,22 @@ def error_study(arm: str = "perfusion", failing: str | None = None, digest: str 
         bootstrap={"samples": 100, "level": 0.95, "seed": 0},
         digest=digest,
     )
+
+
+def error_study_again() -> tuple[Assessment, Study]:
+    """`error_study` over two noises and two intervals, for any process; `<participant>.kills` kills who reads them."""
+    asked = error_study()
+
+    def load(participant: str) -> Case:
+        if Path(f"{participant}.kills").exists():
+            os.kill(os.getpid(), signal.SIGKILL)
+        return asked.load(participant)
+
+    def degrade(image: Volume, level: float, snr: float) -> Volume:
+        return Volume(image.data * level * 100 / snr, image.affine)
+
+    levels = dict.fromkeys((50.0, 20.0), (1.0, 2.0))
+    return replace(asked, load=load), Study("tr_s", levels, degrade, sizes="hypoperfused_ml", about={})
 
 
 class StoodIn(AbstractContextManager):

@@ -206,16 +206,28 @@ def test_other_values_become_an_experiment_and_leave_the_workspace_alone(
 
 
 def test_ingest_calls_the_verb_and_refuses_with_its_sentence(repository: Path, monkeypatch: pytest.MonkeyPatch):
+    tables: list[Any] = []
     monkeypatch.setattr(ingest_room, "create_markdown_artifact", lambda *_, **__: None)
+    monkeypatch.setattr(ingest_room, "create_table_artifact", lambda rows, **_: tables.append(rows))
     state = ingest_room.ingest_inbox.fn("perfusion", "inbox", "data/bids/perfusion", "quarantine", 0.1)
     assert (state.name, state.message) == (states.REFUSED, "inbox is empty: put series into it.")
     (repository / "inbox").mkdir()
     assert ingest_room.ingest_inbox.fn("perfusion", "inbox", "data/bids/perfusion", "quarantine", None).is_completed()
     said = (repository / "said.txt").read_text().splitlines()
-    assert (
-        said[0]
-        == "ingest inbox --out data/bids/perfusion --arm perfusion --quarantine quarantine --reference-scale 0.1"
-    )
+    options = "--out data/bids/perfusion --arm perfusion --quarantine quarantine"
+    assert said[0].startswith(f"ingest inbox {options} --reference-scale 0.1 --json ")
+    assert tables == [[{"participant": "sub-1", "outcome": "accepted", "why": ""}]]
+
+
+def test_ingest_passes_its_workers_on_and_tries_again_what_was_being_written(
+    repository: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(ingest_room, "create_table_artifact", lambda *_, **__: None)
+    (repository / "inbox").mkdir()
+    (repository / "inbox/growing").touch()
+    state = ingest_room.ingest_inbox.fn("lesion", "inbox", "data/bids/lesion", "quarantine", None, "dask", 3)
+    assert "--runner dask --workers 3 --json" in (repository / "said.txt").read_text()
+    assert "still being written" in state.message and states.worth_retrying(None, None, state)
 
 
 # ---- prefect.yaml

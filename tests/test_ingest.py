@@ -16,6 +16,7 @@ from reperfuse.stages.ingest import ingest
 @pytest.fixture
 def root(tmp_path, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr("reperfuse.cohort.inbox.QUIET_S", 0.0)
     anat = tmp_path / "inbox" / "R001"
     anat.mkdir(parents=True)
     for name, value in (("sub-r001s001", 1), ("sub-r001s002", 3)):

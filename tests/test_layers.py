@@ -29,6 +29,8 @@ DOORS = {
     "prefect": {"flows"},
     "SimpleITK": {"preprocessing"},
     "dvc": {"stages/experiment.py"},
+    "distributed": {"stages/fanout.py"},
+    "dask": {"stages/fanout.py"},
 }
 # training may score what it trains, with this module of evaluation alone
 MAY_IMPORT = {"training": {"evaluation.metrics"}}

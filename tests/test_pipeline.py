@@ -142,6 +142,18 @@ def test_the_small_perfusion_model_beats_its_baselines_and_is_champion(
     assert finished_has_champion(finished, monkeypatch, "perfusion")
 
 
+@pytest.mark.services
+@pytest.mark.parametrize("arm", ARMS)
+def test_a_study_over_processes_is_the_same_bit_for_bit(spare: Workspace, arm: str) -> None:
+    model = ["--model", f"models/{arm}"] if arm == "lesion" else []  # the pipeline's own, and one that is named
+    for out, options in (("threads", []), ("processes", ["--runner", "dask", "--workers", "2"])):
+        spare.run("reperfuse", "resolution", arm, *model, "--out", out, *options)
+    tables = sorted(path.name for path in (spare.root / "threads").glob("*.csv"))
+    assert "scores.csv" in tables
+    for name in tables:
+        assert (spare.root / "processes" / name).read_bytes() == (spare.root / "threads" / name).read_bytes(), name
+
+
 @pytest.mark.parametrize("arm", ARMS)
 def test_the_report_stands_alone_and_says_what_it_is_not_for(finished: Workspace, arm: str) -> None:
     page = (finished.root / "reports" / f"{arm}.html").read_text(encoding="utf-8")

@@ -29,7 +29,12 @@ if words[0] == "ingest":
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "x.txt").write_text("1")
     __import__("subprocess").run([sys.executable, "-m", "dvc", "add", "--quiet", str(folder)], check=True)
+    rows = [{"participant": "sub-1", "outcome": "accepted", "why": ""}]
+    if Path(words[1], "growing").exists():
+        rows[0]["outcome"] = "left"
+    Path(words[words.index("--json") + 1]).write_text(json.dumps(rows))
     print("1 subject accepted")
+    sys.exit(0 if rows[0]["outcome"] == "accepted" else 2)
 elif words[0] == "demo-data":
     Path(words[1], words[3]).mkdir(parents=True, exist_ok=True)
 elif words[0] == "ui":

@@ -169,7 +169,8 @@ def _client(runner: Runner, workers: int) -> Iterator["Client"]:
             threads_per_worker=1,
             processes=True,
             host="127.0.0.1",
-            dashboard_address=None,
+            dashboard_address="127.0.0.1:0",  # without one Dask would insist on port 8787
+            scheduler_kwargs={"dashboard": False},
             security=True,  # TLS: no other user of this machine may hand in work
             silence_logs=logging.CRITICAL,  # a worker that dies is our sentence to say
             preload=[LEAVE_CTRL_C],
