@@ -334,7 +334,7 @@ def test_metrics_logged_while_the_mlflow_server_is_killed_are_all_there_once(up:
     monkeypatch.chdir(up)
     before = rows(up)["mlflow"]
     monkeypatch.setenv("MLFLOW_TRACKING_URI", before["url"])
-    with tracking.run("lesion", "train", "through the server") as run:
+    with tracking.run("lesion", "through the server") as run:
         for step in range(30):
             run.log_metrics({"loss": 1 / (step + 1)}, step=step)
             if step == 10:
@@ -362,7 +362,7 @@ def test_artifacts_written_through_the_server_and_past_it_are_read_by_both(up: P
 
     for experiment, (written_by, read_by) in enumerate([("direct", "server"), ("server", "direct")]):
         go_by(written_by)
-        with tracking.run(f"experiment {experiment}", "train", "a table") as run:
+        with tracking.run(f"experiment {experiment}", "a table") as run:
             run.log_table(table, "tables/scores.csv")
         go_by(read_by)
         pd.testing.assert_frame_equal(tracking.read_table(run.id, "tables/scores.csv"), table)
@@ -428,7 +428,7 @@ def test_with_a_password_nobody_comes_in_without_it(template: Path, tmp_path: Pa
             if name.startswith("MLFLOW_"):
                 monkeypatch.setenv(name, value)
         monkeypatch.chdir(root)
-        with tracking.run("lesion", "train", "from far away") as run:
+        with tracking.run("lesion", "from far away") as run:
             run.log_table(pd.DataFrame({"dice": [0.5]}), "tables/scores.csv")
         assert tracking.read_table(run.id, "tables/scores.csv")["dice"].tolist() == [0.5]
         assert not any(PASSWORD in word for process in kin(root) for word in process.cmdline())
