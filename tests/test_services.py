@@ -377,34 +377,37 @@ def test_a_cron_run_appears_and_fires(up: Path):
     wait_for(lambda: any(run["auto_scheduled"] and run["state"]["type"] == "COMPLETED" for run in runs(up)), 240)
 
 
-@pytest.mark.services
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGKILL], ids=["ctrl-c", "killed"])
-def test_services_that_stop_in_a_training_leave_nothing_and_the_next_run_goes_on(
-    template: Path, tmp_path: Path, signum: int
-):
-    root = tmp_path / "tiny repository"
-    shutil.copytree(template, root)
+def train_until_stopped(root: Path, pid: int, signum: int) -> int:
+    """Run the demo slowly, send the supervisor `pid` a signal in its training, and give the PID of that training."""
     (root / "slow").touch()
-    pid = start_in_a_shell(root)
+    (root / "pid").unlink(missing_ok=True)
     assert prefect(root, "deployment", "run", "experiment/demo").returncode == 0
-    wait_for(lambda: (root / "pid").exists(), 300)
-    training = int((root / "pid").read_text())
+    wait_for(lambda: (root / "pid").exists() and len(steps(root)) > 5, 300)
     end(pid, signum)
     (root / "slow").unlink()
-    if signum == signal.SIGKILL:
-        assert flows_serve(root, "status").returncode == 1 and psutil.pid_exists(training)
-        said = flows_serve(root, "down")
-        assert said.returncode == 0 and "worker-1" in said.stdout
-    assert not psutil.pid_exists(training) and kin(root) == []
+    return int((root / "pid").read_text())
+
+
+@pytest.mark.services
+def test_services_that_stop_in_a_training_leave_nothing_and_the_next_run_goes_on(template: Path, tmp_path: Path):
+    root = tmp_path / "tiny repository"
+    shutil.copytree(template, root)
+    first = train_until_stopped(root, start_in_a_shell(root), signal.SIGKILL)
+    assert flows_serve(root, "status").returncode == 1 and psutil.pid_exists(first)
+    said = flows_serve(root, "down")
+    assert said.returncode == 0 and "worker-1" in said.stdout
+    assert not psutil.pid_exists(first) and kin(root) == []
+
     pid = start_in_a_shell(root)
-    try:
-        assert {run["state"]["name"] for run in runs(root)} <= {"Crashed", "Completed"}
-        said = prefect(root, "deployment", "run", "experiment/demo", "--watch")
-        assert said.returncode == 0 and "AwaitingConcurrencySlot" not in said.stdout
-        assert {step for _, step in steps(root)} == set(range(STEPS))
-    finally:
-        end(pid)
-    assert kin(root) == []
+    assert {run["state"]["name"] for run in runs(root)} <= {"Crashed", "Completed"}
+    second = train_until_stopped(root, pid, signal.SIGINT)
+    assert not psutil.pid_exists(second) and kin(root) == []
+
+    said = flows_serve(root, "--run", "experiment/demo")
+    assert said.returncode == 0 and "AwaitingConcurrencySlot" not in said.stdout
+    assert len({pid for pid, _ in steps(root)}) == 3 and kin(root) == []
+    made = [step for _, step in steps(root)]
+    assert made == sorted(made) and set(made) == set(range(STEPS))
 
 
 @pytest.mark.services
