@@ -37,6 +37,7 @@ from flows.services import (
     kin,
     read_settings,
     worker_name,
+    write_private,
     write_settings,
 )
 from reperfuse.errors import InputError
@@ -214,6 +215,8 @@ def started(service: Service) -> "subprocess.Popen[bytes]":
     LOGS.mkdir(parents=True, exist_ok=True)
     if service.log.exists() and service.log.stat().st_size > LOG_BYTES:
         service.log.replace(service.log.with_suffix(".log.1"))
+    if service.config:
+        write_private(service.config_file, service.config)
     environment = {name: value for name, value in os.environ.items() if name != "REPERFUSE_PASSWORD"}
     with service.log.open("ab") as file:
         return subprocess.Popen(

@@ -85,6 +85,13 @@ def test_no_password_is_in_a_command_and_every_client_knows_it(home: Path, monke
     assert wanted.settings["MLFLOW_TRACKING_URI"] == wanted.services[0].url
 
 
+def test_mlflow_answers_to_the_names_of_this_machine_unless_told_others(home: Path, monkeypatch: pytest.MonkeyPatch):
+    hosts = server.server_environment(5000, "127.0.0.2", None)["MLFLOW_SERVER_ALLOWED_HOSTS"].split(",")
+    assert {"127.0.0.2:*", "localhost:*", socket.gethostname()} <= set(hosts) and "*" not in hosts
+    monkeypatch.setenv("MLFLOW_SERVER_ALLOWED_HOSTS", "tracking.lab")
+    assert server.server_environment(5000, "0.0.0.0", PASSWORD)["MLFLOW_SERVER_ALLOWED_HOSTS"] == "tracking.lab"
+
+
 def test_a_tracking_server_that_is_there_already_is_only_shown(home: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://tracking:5000")
     wanted = services.family()
@@ -110,10 +117,10 @@ def test_the_dashboard_shows_the_newest_search_and_stays_on_this_machine(home: P
         os.utime(journal, (1e9 - age, 1e9 - age))
     (dashboard,) = services.family(host="0.0.0.0", optuna="").named("optuna")
     assert dashboard.command[dashboard.command.index("--host") + 1] == "127.0.0.1"
-    assert "lesion/new/optuna.journal" in (home / "home/optuna.toml").read_text()
+    assert "lesion/new/optuna.journal" in dashboard.config
     monkeypatch.setenv("OPTUNA_STORAGE", "postgresql://u:secret@db/optuna")
     (dashboard,) = services.family(optuna="").named("optuna")
-    assert "secret" in (home / "home/optuna.toml").read_text() and "secret" not in " ".join(dashboard.command)
+    assert "secret" in dashboard.config and "secret" not in " ".join(dashboard.command)
 
 
 def test_the_settings_are_read_back_by_a_shell_by_prefect_and_by_us(home: Path):
@@ -416,7 +423,7 @@ def test_with_a_password_nobody_comes_in_without_it(template: Path, tmp_path: Pa
 
     root = tmp_path / "tiny repository"
     shutil.copytree(template, root)
-    said = flows_serve(root, "up", "--workers", "2", REPERFUSE_PASSWORD=PASSWORD)
+    said = flows_serve(root, "up", "--workers", "2", "--host", "127.0.0.2", REPERFUSE_PASSWORD=PASSWORD)
     try:
         assert said.returncode == 0 and "worker-2" in said.stdout, said.stdout + said.stderr
         here = rows(root)
