@@ -101,9 +101,15 @@ def test_a_tracking_server_that_is_there_already_is_only_shown(home: Path, monke
     )
 
 
-def test_a_database_of_prefect_passes_through_and_everything_else_is_ours(home: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_service_inherits_the_database_of_prefect_and_not_the_password(home: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(serve, "LOGS", services.LOGS)
+    monkeypatch.setenv("PREFECT_SERVER_DATABASE_CONNECTION_URL", "postgresql+asyncpg://db/prefect")
+    monkeypatch.setenv("REPERFUSE_PASSWORD", PASSWORD)
     assert not any("DATABASE" in name for one in services.family().services for name in one.environment)
-    assert services.family().settings["PREFECT_HOME"].startswith(str(ROOT))
+    code = "import os; print(os.environ['PREFECT_SERVER_DATABASE_CONNECTION_URL'], 'REPERFUSE_PASSWORD' in os.environ)"
+    one = services.Service("x", (sys.executable, "-c", code), {})
+    assert serve.started(one).wait(60) == 0
+    assert one.log.read_text() == "postgresql+asyncpg://db/prefect False\n"
 
 
 def test_the_dashboard_shows_the_newest_search_and_stays_on_this_machine(home: Path, monkeypatch: pytest.MonkeyPatch):
@@ -124,7 +130,7 @@ def test_the_dashboard_shows_the_newest_search_and_stays_on_this_machine(home: P
 
 
 def test_the_settings_are_read_back_by_a_shell_by_prefect_and_by_us(home: Path):
-    known = {"PREFECT_API_URL": "http://127.0.0.1:1/api", "PREFECT_API_AUTH_STRING": "a:#!%b", "OTHER": "it's here"}
+    known = {"PREFECT_HOME": "/it's a \\ home", "PREFECT_API_AUTH_STRING": "a:#!%b", "OTHER": "it's here"}
     assert services.write_settings(known) and services.read_settings() == known
     shell = subprocess.run(["sh", "-c", '. home/env; echo "$OTHER"'], cwd=home, capture_output=True, text=True)
     assert shell.stdout == "it's here\n"

@@ -61,7 +61,10 @@ def free_port(host: str, wanted: int | None, usual: int) -> int:
                 return int(probe.getsockname()[1])
             except OSError as error:
                 problem = error.strerror
-    raise InputError(f"Port {wanted or usual} on {host} is taken or closed to us ({problem}): name another one.")
+    raise InputError(
+        f"Port {wanted or usual} on {host} is taken or closed to us ({problem}): "
+        "name another one, or see `make status` for what of this checkout is up."
+    )
 
 
 def serve_ui(port: int, host: str = LOOPBACK) -> None:
