@@ -18,7 +18,7 @@ import psutil
 import pytest
 from tiny_repository import PYTHON, ROOT, STEPS, write_tiny_repository  # flows/ is found through it
 
-from flows import api, serve, services
+from flows import api, serve, services, supervisor
 from reperfuse import tracking
 from reperfuse.errors import InputError
 from reperfuse.tracking import server
@@ -102,13 +102,13 @@ def test_a_tracking_server_that_is_there_already_is_only_shown(home: Path, monke
 
 
 def test_a_service_inherits_the_database_of_prefect_and_not_the_password(home: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(serve, "LOGS", services.LOGS)
+    monkeypatch.setattr(supervisor, "LOGS", services.LOGS)
     monkeypatch.setenv("PREFECT_SERVER_DATABASE_CONNECTION_URL", "postgresql+asyncpg://db/prefect")
     monkeypatch.setenv("REPERFUSE_PASSWORD", PASSWORD)
     assert not any("DATABASE" in name for one in services.family().services for name in one.environment)
     code = "import os; print(os.environ['PREFECT_SERVER_DATABASE_CONNECTION_URL'], 'REPERFUSE_PASSWORD' in os.environ)"
     one = services.Service("x", (sys.executable, "-c", code), {})
-    assert serve.started(one).wait(60) == 0
+    assert supervisor.started(one).wait(60) == 0
     assert one.log.read_text() == "postgresql+asyncpg://db/prefect False\n"
 
 
@@ -150,15 +150,15 @@ def test_a_dotenv_of_the_users_own_is_left_alone(home: Path):
 
 
 def test_a_service_that_dies_again_and_again_is_started_later_and_later_and_given_up():
-    kept = serve.Kept(services.Service("x", (), {}), None, 0.0)  # type: ignore[arg-type]
+    kept = supervisor.Kept(services.Service("x", (), {}), None, 0.0)  # type: ignore[arg-type]
     pauses = []
-    for death in range(serve.RESTARTS):
+    for death in range(supervisor.RESTARTS):
         assert kept.died(float(death)) and kept.due is not None
         pauses.append(kept.due - death)
     assert pauses == [1.0, 2.0, 4.0, 8.0, 16.0]
     assert not kept.died(100.0) and kept.given_up
-    kept.deaths = [0.0] * serve.RESTARTS
-    assert kept.died(serve.RESTART_WINDOW_S + 1)
+    kept.deaths = [0.0] * supervisor.RESTARTS
+    assert kept.died(supervisor.RESTART_WINDOW_S + 1)
 
 
 def test_only_the_runs_of_the_worker_that_died_are_settled(monkeypatch: pytest.MonkeyPatch):
