@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import json
 import os
 import signal
 import subprocess
@@ -14,7 +15,7 @@ import psutil
 import yaml
 
 from flows import api
-from flows.command import ROOT, stop_all
+from flows.command import ROOT, STOP_PATIENCE_S, stop_all
 from flows.services import (
     DOTENV,
     ENV,
@@ -38,7 +39,7 @@ STATE = HOME / "processes.json"
 START_PATIENCE_S = 240.0
 """Time for everything to come up [s]; the first start makes two databases."""
 
-STOP_PATIENCE_S = 30.0
+SERVICE_PATIENCE_S = 30.0
 """Time a service has between the interrupt and the kill [s]; a worker ends its runs meanwhile."""
 
 RESTARTS, RESTART_WINDOW_S = 5, 600.0
@@ -142,7 +143,7 @@ class Supervisor:
             then = "it is started again" if again else f"given up after {RESTARTS} restarts; `down`, then `up`"
             print(f"{name} ended by itself (exit code {one.process.returncode}): {then}. {one.service.log}", flush=True)
             # What it started is nobody's now: the port of a server, the training of a worker.
-            stop_all(kin(name))
+            stop_kin(name)
             self._write_state()
         elif one.due is not None and time.monotonic() >= one.due:
             try:
@@ -220,7 +221,7 @@ def stop(kept: list[Kept]) -> None:
     """Interrupt services together, and kill those that take too long."""
     for one in kept:
         one.process.send_signal(signal.SIGINT)  # does nothing to a process that has ended
-    give_up = time.monotonic() + STOP_PATIENCE_S
+    give_up = time.monotonic() + SERVICE_PATIENCE_S
     for one in kept:
         try:
             one.process.wait(max(0.0, give_up - time.monotonic()))
@@ -231,15 +232,44 @@ def stop(kept: list[Kept]) -> None:
 
 def stop_leftovers() -> list[str]:
     """Names of the services of which something still ran, which is stopped, and the traces of all removed."""
-    left = kin()
-    names = set()
+    names = stop_kin()
+    forget_settings()
+    STATE.unlink(missing_ok=True)
+    mend_dvc_lock()
+    return names
+
+
+def stop_kin(name: str = "") -> list[str]:
+    """Stop what a service started, or all of them did, and give the names of those of which something still ran.
+
+    Only the topmost processes are interrupted, and they end those below them: a second interrupt would hit DVC
+    while it gives back its locks, and leave half a file.
+    """
+    left = kin(name)
+    pids, names = {process.pid for process in left}, set()
     for process in left:
         with contextlib.suppress(psutil.Error):
             names.add(process.environ()[KINSHIP])
-    stop_all(left)
-    forget_settings()
-    STATE.unlink(missing_ok=True)
+            if process.ppid() not in pids:
+                process.send_signal(signal.SIGINT)
+    psutil.wait_procs(left, timeout=1.5 * STOP_PATIENCE_S)
+    stop_all(kin(name))
     return sorted(names)
+
+
+def mend_dvc_lock() -> None:
+    """Remove DVC's list of files in use where a killed DVC left it torn: every later command would stumble on it."""
+    path = ROOT / ".dvc" / "tmp" / "rwlock"
+    for pause in (1.0, 0.0):
+        try:
+            json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return
+        except ValueError:
+            time.sleep(pause)  # another DVC may be writing it at this moment
+        else:
+            return
+    path.unlink(missing_ok=True)
 
 
 def deploy(known: dict[str, str]) -> None:

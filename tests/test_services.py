@@ -161,6 +161,45 @@ def test_a_service_that_dies_again_and_again_is_started_later_and_later_and_give
     assert kept.died(supervisor.RESTART_WINDOW_S + 1)
 
 
+CHILD = """
+import signal, time
+heard = []
+signal.signal(signal.SIGINT, lambda *_: heard.append(open("heard", "a").write("x")))
+open("ready", "w")
+while not heard:
+    time.sleep(0.05)
+time.sleep(0.5)
+"""
+PARENT = """
+import subprocess, sys
+child = subprocess.Popen([sys.executable, "-c", sys.argv[1]])
+try:
+    child.wait()
+except KeyboardInterrupt:
+    child.send_signal(2)
+    child.wait()
+"""
+
+
+def test_what_a_service_started_is_interrupted_once(home: Path):
+    # The second interrupt would hit DVC while it writes its lock file.
+    environment = {**os.environ, "REPERFUSE_ROOT": str(home), services.KINSHIP: "x"}
+    parent = subprocess.Popen([sys.executable, "-c", PARENT, CHILD], cwd=home, env=environment)
+    wait_for((home / "ready").exists, 30)
+    assert supervisor.stop_kin("another") == [] and supervisor.stop_kin("x") == ["x"]
+    assert (home / "heard").read_text() == "x" and parent.wait(10) == 0 and services.kin() == []
+
+
+@pytest.mark.parametrize(("text", "stays"), [("", False), ('{"read": ', False), ('{"read": {}, "write": {}}', True)])
+def test_a_torn_lock_of_dvc_is_removed(home: Path, monkeypatch: pytest.MonkeyPatch, text: str, stays: bool):
+    monkeypatch.setattr(supervisor, "ROOT", home)
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+    (home / ".dvc/tmp").mkdir(parents=True)
+    (home / ".dvc/tmp/rwlock").write_text(text)
+    supervisor.mend_dvc_lock()
+    assert (home / ".dvc/tmp/rwlock").exists() is stays
+
+
 def test_only_the_runs_of_the_worker_that_died_are_settled(monkeypatch: pytest.MonkeyPatch):
     named = {"ours": "worker-1@here", "sibling": "worker-2@here", "elsewhere": "worker-1@there", "nobody": None}
     runs = [
