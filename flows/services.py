@@ -6,7 +6,7 @@ import re
 import shlex
 import socket
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 
@@ -48,6 +48,14 @@ class Service:
     environment: dict[str, str] = field(repr=False)
     url: str = ""
     health: str = ""
+
+    config: str = field(default="", repr=False)
+    """Content of its own settings file, where it takes no environment variables."""
+
+    @property
+    def config_file(self) -> Path:
+        """Where `config` is written, for its owner only, before the process starts."""
+        return HOME / f"{self.name}.toml"
 
     @property
     def log(self) -> Path:
@@ -129,9 +137,10 @@ def family(
         port = free_port(LOOPBACK, wanted.get("optuna"), USUAL_PORTS["optuna"])
         url = f"http://{LOOPBACK}:{port}"  # it knows no password, so it stays here
         words = ["optuna_dashboard._cli", "--host", LOOPBACK, "--port", str(port), "--server", "wsgiref"]
-        config = HOME / "optuna.toml"
-        write_private(config, f"[optuna_dashboard]\nstorage = '''{optuna or newest_search()}'''\n")
-        services += [_service("optuna", [*words, "--from-config", str(config)], {}, url, url)]
+        config = f"[optuna_dashboard]\nstorage = '''{optuna or newest_search()}'''\n"
+        dashboard = _service("optuna", words, {}, url, f"{url}/api/studies")
+        command = (*dashboard.command, "--from-config", str(dashboard.config_file))
+        services += [replace(dashboard, command=command, config=config)]
 
     for number in range(1, workers + 1):
         name = worker_name(number)
@@ -257,7 +266,8 @@ def read_settings() -> dict[str, str]:
 def forget_settings() -> None:
     """Remove what `write_settings` wrote."""
     ENV.unlink(missing_ok=True)
-    (HOME / "optuna.toml").unlink(missing_ok=True)
+    for config in HOME.glob("*.toml"):
+        config.unlink()
     if is_our_dotenv():
         DOTENV.unlink()
 

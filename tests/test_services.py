@@ -18,7 +18,7 @@ import psutil
 import pytest
 from tiny_repository import PYTHON, ROOT, STEPS, write_tiny_repository  # flows/ is found through it
 
-from flows import api, serve, services
+from flows import api, serve, services, supervisor
 from reperfuse import tracking
 from reperfuse.errors import InputError
 from reperfuse.tracking import server
@@ -85,6 +85,13 @@ def test_no_password_is_in_a_command_and_every_client_knows_it(home: Path, monke
     assert wanted.settings["MLFLOW_TRACKING_URI"] == wanted.services[0].url
 
 
+def test_mlflow_answers_to_the_names_of_this_machine_unless_told_others(home: Path, monkeypatch: pytest.MonkeyPatch):
+    hosts = server.server_environment(5000, "127.0.0.2", None)["MLFLOW_SERVER_ALLOWED_HOSTS"].split(",")
+    assert {"127.0.0.2:*", "localhost:*", socket.gethostname()} <= set(hosts) and "*" not in hosts
+    monkeypatch.setenv("MLFLOW_SERVER_ALLOWED_HOSTS", "tracking.lab")
+    assert server.server_environment(5000, "0.0.0.0", PASSWORD)["MLFLOW_SERVER_ALLOWED_HOSTS"] == "tracking.lab"
+
+
 def test_a_tracking_server_that_is_there_already_is_only_shown(home: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://tracking:5000")
     wanted = services.family()
@@ -94,9 +101,15 @@ def test_a_tracking_server_that_is_there_already_is_only_shown(home: Path, monke
     )
 
 
-def test_a_database_of_prefect_passes_through_and_everything_else_is_ours(home: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_service_inherits_the_database_of_prefect_and_not_the_password(home: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(supervisor, "LOGS", services.LOGS)
+    monkeypatch.setenv("PREFECT_SERVER_DATABASE_CONNECTION_URL", "postgresql+asyncpg://db/prefect")
+    monkeypatch.setenv("REPERFUSE_PASSWORD", PASSWORD)
     assert not any("DATABASE" in name for one in services.family().services for name in one.environment)
-    assert services.family().settings["PREFECT_HOME"].startswith(str(ROOT))
+    code = "import os; print(os.environ['PREFECT_SERVER_DATABASE_CONNECTION_URL'], 'REPERFUSE_PASSWORD' in os.environ)"
+    one = services.Service("x", (sys.executable, "-c", code), {})
+    assert supervisor.started(one).wait(60) == 0
+    assert one.log.read_text() == "postgresql+asyncpg://db/prefect False\n"
 
 
 def test_the_dashboard_shows_the_newest_search_and_stays_on_this_machine(home: Path, monkeypatch: pytest.MonkeyPatch):
@@ -110,14 +123,14 @@ def test_the_dashboard_shows_the_newest_search_and_stays_on_this_machine(home: P
         os.utime(journal, (1e9 - age, 1e9 - age))
     (dashboard,) = services.family(host="0.0.0.0", optuna="").named("optuna")
     assert dashboard.command[dashboard.command.index("--host") + 1] == "127.0.0.1"
-    assert "lesion/new/optuna.journal" in (home / "home/optuna.toml").read_text()
+    assert "lesion/new/optuna.journal" in dashboard.config
     monkeypatch.setenv("OPTUNA_STORAGE", "postgresql://u:secret@db/optuna")
     (dashboard,) = services.family(optuna="").named("optuna")
-    assert "secret" in (home / "home/optuna.toml").read_text() and "secret" not in " ".join(dashboard.command)
+    assert "secret" in dashboard.config and "secret" not in " ".join(dashboard.command)
 
 
 def test_the_settings_are_read_back_by_a_shell_by_prefect_and_by_us(home: Path):
-    known = {"PREFECT_API_URL": "http://127.0.0.1:1/api", "PREFECT_API_AUTH_STRING": "a:#!%b", "OTHER": "it's here"}
+    known = {"PREFECT_HOME": "/it's a \\ home", "PREFECT_API_AUTH_STRING": "a:#!%b", "OTHER": "it's here"}
     assert services.write_settings(known) and services.read_settings() == known
     shell = subprocess.run(["sh", "-c", '. home/env; echo "$OTHER"'], cwd=home, capture_output=True, text=True)
     assert shell.stdout == "it's here\n"
@@ -137,15 +150,54 @@ def test_a_dotenv_of_the_users_own_is_left_alone(home: Path):
 
 
 def test_a_service_that_dies_again_and_again_is_started_later_and_later_and_given_up():
-    kept = serve.Kept(services.Service("x", (), {}), None, 0.0)  # type: ignore[arg-type]
+    kept = supervisor.Kept(services.Service("x", (), {}), None, 0.0)  # type: ignore[arg-type]
     pauses = []
-    for death in range(serve.RESTARTS):
+    for death in range(supervisor.RESTARTS):
         assert kept.died(float(death)) and kept.due is not None
         pauses.append(kept.due - death)
     assert pauses == [1.0, 2.0, 4.0, 8.0, 16.0]
     assert not kept.died(100.0) and kept.given_up
-    kept.deaths = [0.0] * serve.RESTARTS
-    assert kept.died(serve.RESTART_WINDOW_S + 1)
+    kept.deaths = [0.0] * supervisor.RESTARTS
+    assert kept.died(supervisor.RESTART_WINDOW_S + 1)
+
+
+CHILD = """
+import signal, time
+heard = []
+signal.signal(signal.SIGINT, lambda *_: heard.append(open("heard", "a").write("x")))
+open("ready", "w")
+while not heard:
+    time.sleep(0.05)
+time.sleep(0.5)
+"""
+PARENT = """
+import subprocess, sys
+child = subprocess.Popen([sys.executable, "-c", sys.argv[1]])
+try:
+    child.wait()
+except KeyboardInterrupt:
+    child.send_signal(2)
+    child.wait()
+"""
+
+
+def test_what_a_service_started_is_interrupted_once(home: Path):
+    # The second interrupt would hit DVC while it writes its lock file.
+    environment = {**os.environ, "REPERFUSE_ROOT": str(home), services.KINSHIP: "x"}
+    parent = subprocess.Popen([sys.executable, "-c", PARENT, CHILD], cwd=home, env=environment)
+    wait_for((home / "ready").exists, 30)
+    assert supervisor.stop_kin("another") == [] and supervisor.stop_kin("x") == ["x"]
+    assert (home / "heard").read_text() == "x" and parent.wait(10) == 0 and services.kin() == []
+
+
+@pytest.mark.parametrize(("text", "stays"), [("", False), ('{"read": ', False), ('{"read": {}, "write": {}}', True)])
+def test_a_torn_lock_of_dvc_is_removed(home: Path, monkeypatch: pytest.MonkeyPatch, text: str, stays: bool):
+    monkeypatch.setattr(supervisor, "ROOT", home)
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+    (home / ".dvc/tmp").mkdir(parents=True)
+    (home / ".dvc/tmp/rwlock").write_text(text)
+    supervisor.mend_dvc_lock()
+    assert (home / ".dvc/tmp/rwlock").exists() is stays
 
 
 def test_only_the_runs_of_the_worker_that_died_are_settled(monkeypatch: pytest.MonkeyPatch):
@@ -334,7 +386,7 @@ def test_metrics_logged_while_the_mlflow_server_is_killed_are_all_there_once(up:
     monkeypatch.chdir(up)
     before = rows(up)["mlflow"]
     monkeypatch.setenv("MLFLOW_TRACKING_URI", before["url"])
-    with tracking.run("lesion", "train", "through the server") as run:
+    with tracking.run("lesion", "through the server") as run:
         for step in range(30):
             run.log_metrics({"loss": 1 / (step + 1)}, step=step)
             if step == 10:
@@ -362,7 +414,7 @@ def test_artifacts_written_through_the_server_and_past_it_are_read_by_both(up: P
 
     for experiment, (written_by, read_by) in enumerate([("direct", "server"), ("server", "direct")]):
         go_by(written_by)
-        with tracking.run(f"experiment {experiment}", "train", "a table") as run:
+        with tracking.run(f"experiment {experiment}", "a table") as run:
             run.log_table(table, "tables/scores.csv")
         go_by(read_by)
         pd.testing.assert_frame_equal(tracking.read_table(run.id, "tables/scores.csv"), table)
@@ -377,34 +429,37 @@ def test_a_cron_run_appears_and_fires(up: Path):
     wait_for(lambda: any(run["auto_scheduled"] and run["state"]["type"] == "COMPLETED" for run in runs(up)), 240)
 
 
-@pytest.mark.services
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGKILL], ids=["ctrl-c", "killed"])
-def test_services_that_stop_in_a_training_leave_nothing_and_the_next_run_goes_on(
-    template: Path, tmp_path: Path, signum: int
-):
-    root = tmp_path / "tiny repository"
-    shutil.copytree(template, root)
+def train_until_stopped(root: Path, pid: int, signum: int) -> int:
+    """Run the demo slowly, send the supervisor `pid` a signal in its training, and give the PID of that training."""
     (root / "slow").touch()
-    pid = start_in_a_shell(root)
+    (root / "pid").unlink(missing_ok=True)
     assert prefect(root, "deployment", "run", "experiment/demo").returncode == 0
-    wait_for(lambda: (root / "pid").exists(), 300)
-    training = int((root / "pid").read_text())
+    wait_for(lambda: (root / "pid").exists() and len(steps(root)) > 5, 300)
     end(pid, signum)
     (root / "slow").unlink()
-    if signum == signal.SIGKILL:
-        assert flows_serve(root, "status").returncode == 1 and psutil.pid_exists(training)
-        said = flows_serve(root, "down")
-        assert said.returncode == 0 and "worker-1" in said.stdout
-    assert not psutil.pid_exists(training) and kin(root) == []
+    return int((root / "pid").read_text())
+
+
+@pytest.mark.services
+def test_services_that_stop_in_a_training_leave_nothing_and_the_next_run_goes_on(template: Path, tmp_path: Path):
+    root = tmp_path / "tiny repository"
+    shutil.copytree(template, root)
+    first = train_until_stopped(root, start_in_a_shell(root), signal.SIGKILL)
+    assert flows_serve(root, "status").returncode == 1 and psutil.pid_exists(first)
+    said = flows_serve(root, "down")
+    assert said.returncode == 0 and "worker-1" in said.stdout
+    assert not psutil.pid_exists(first) and kin(root) == []
+
     pid = start_in_a_shell(root)
-    try:
-        assert {run["state"]["name"] for run in runs(root)} <= {"Crashed", "Completed"}
-        said = prefect(root, "deployment", "run", "experiment/demo", "--watch")
-        assert said.returncode == 0 and "AwaitingConcurrencySlot" not in said.stdout
-        assert {step for _, step in steps(root)} == set(range(STEPS))
-    finally:
-        end(pid)
-    assert kin(root) == []
+    assert {run["state"]["name"] for run in runs(root)} <= {"Crashed", "Completed"}
+    second = train_until_stopped(root, pid, signal.SIGINT)
+    assert not psutil.pid_exists(second) and kin(root) == []
+
+    said = flows_serve(root, "--run", "experiment/demo")
+    assert said.returncode == 0 and "AwaitingConcurrencySlot" not in said.stdout
+    assert len({pid for pid, _ in steps(root)}) == 3 and kin(root) == []
+    made = [step for _, step in steps(root)]
+    assert made == sorted(made) and set(made) == set(range(STEPS))
 
 
 @pytest.mark.services
@@ -413,7 +468,7 @@ def test_with_a_password_nobody_comes_in_without_it(template: Path, tmp_path: Pa
 
     root = tmp_path / "tiny repository"
     shutil.copytree(template, root)
-    said = flows_serve(root, "up", "--workers", "2", REPERFUSE_PASSWORD=PASSWORD)
+    said = flows_serve(root, "up", "--workers", "2", "--host", "127.0.0.2", REPERFUSE_PASSWORD=PASSWORD)
     try:
         assert said.returncode == 0 and "worker-2" in said.stdout, said.stdout + said.stderr
         here = rows(root)
@@ -428,7 +483,7 @@ def test_with_a_password_nobody_comes_in_without_it(template: Path, tmp_path: Pa
             if name.startswith("MLFLOW_"):
                 monkeypatch.setenv(name, value)
         monkeypatch.chdir(root)
-        with tracking.run("lesion", "train", "from far away") as run:
+        with tracking.run("lesion", "from far away") as run:
             run.log_table(pd.DataFrame({"dice": [0.5]}), "tables/scores.csv")
         assert tracking.read_table(run.id, "tables/scores.csv")["dice"].tolist() == [0.5]
         assert not any(PASSWORD in word for process in kin(root) for word in process.cmdline())

@@ -178,7 +178,7 @@ def test_every_params_section_is_a_stage_or_a_verb_outside_the_pipeline() -> Non
         assert verbs_of_the_command_line() >= OUTSIDE_THE_PIPELINE[arm]
 
 
-@pytest.mark.parametrize("target", ["demo", "test", "test-all", "lint", "ui", "bench"])
+@pytest.mark.parametrize("target", ["demo", "test", "test-all", "lint", "ui", "up", "down", "status", "bench"])
 def test_the_makefile_has_the_targets_that_the_readme_names(target: str) -> None:
     assert f"\n{target}:" in (ROOT / "Makefile").read_text(encoding="utf-8")
 

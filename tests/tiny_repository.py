@@ -60,7 +60,8 @@ first = int(checkpoint.read_text()) if checkpoint.exists() else 0
 for step in range(first, STEPS):
     with open(f"steps-{arm}.txt", "a") as log:
         log.write(f"{os.getpid()} {step}\\n")
-    checkpoint.write_text(str(step + 1))
+    checkpoint.with_suffix(".part").write_text(str(step + 1))
+    checkpoint.with_suffix(".part").replace(checkpoint)
     if pathlib.Path("slow").exists():
         pathlib.Path("pid").write_text(str(os.getpid()))
         time.sleep(0.3)

@@ -61,7 +61,10 @@ def free_port(host: str, wanted: int | None, usual: int) -> int:
                 return int(probe.getsockname()[1])
             except OSError as error:
                 problem = error.strerror
-    raise InputError(f"Port {wanted or usual} on {host} is taken or closed to us ({problem}): name another one.")
+    raise InputError(
+        f"Port {wanted or usual} on {host} is taken or closed to us ({problem}): "
+        "name another one, or see `make status` for what of this checkout is up."
+    )
 
 
 def serve_ui(port: int, host: str = LOOPBACK) -> None:
@@ -78,7 +81,7 @@ def serve_ui(port: int, host: str = LOOPBACK) -> None:
     password = password_for(host)
     free_port(host, port, port)
     client()  # makes the store where there is none, and says in a sentence when it is of another version
-    command, environment = server_command(port, host, password), server_environment(port, password)
+    command, environment = server_command(port, host, password), server_environment(port, host, password)
     if password:
         _prepare_accounts(password, environment)
     print(f"MLflow on http://{host}:{port}/#/experiments?{_UI_MODE} (Ctrl-C ends it)", flush=True)
@@ -96,30 +99,27 @@ def server_command(port: int, host: str, password: str | None) -> list[str]:
     return [*command, "--no-serve-artifacts", "--default-artifact-root", root]
 
 
-def server_environment(port: int, password: str | None) -> dict[str, str]:
-    """What the server has to know and `ps` must not show, the names under which browsers may ask for it."""
+def server_environment(port: int, host: str, password: str | None) -> dict[str, str]:
+    """What the server has to know and `ps` must not show, and the names under which browsers may ask for it."""
+    names = _names_of_this_machine() | ({host} if host != "0.0.0.0" else set())
     known = {
         # A database URL may hold a password of its own.
         "MLFLOW_BACKEND_STORE_URI": tracking_uri(),
         "PYTHONWARNINGS": "ignore",
         "MLFLOW_LOGGING_LEVEL": "ERROR",
+        # MLflow answers only to names it knows, and lets only pages of these places change anything.
+        "MLFLOW_SERVER_ALLOWED_HOSTS": ",".join(entry for name in sorted(names) for entry in (name, f"{name}:*")),
+        "MLFLOW_SERVER_CORS_ALLOWED_ORIGINS": ",".join(f"http://{name}:{port}" for name in sorted(names)),
     }
+    known |= {name: os.environ[name] for name in known if "_ALLOWED_" in name and name in os.environ}
     if not password:
         return known
-    names = _names_of_this_machine()
     return known | {
         "MLFLOW_AUTH_CONFIG_PATH": str(_accounts_folder() / "mlflow-auth.ini"),
         "MLFLOW_AUTH_ADMIN_USERNAME": USER,
         "MLFLOW_AUTH_ADMIN_PASSWORD": password,
         # It signs the form for new users; who has the form open during a restart loads it again.
         "MLFLOW_FLASK_SERVER_SECRET_KEY": secrets.token_hex(32),
-        # MLflow answers only to names it knows, and lets only pages of these places change anything.
-        "MLFLOW_SERVER_ALLOWED_HOSTS": os.environ.get(
-            "MLFLOW_SERVER_ALLOWED_HOSTS", ",".join(entry for name in names for entry in (name, f"{name}:{port}"))
-        ),
-        "MLFLOW_SERVER_CORS_ALLOWED_ORIGINS": os.environ.get(
-            "MLFLOW_SERVER_CORS_ALLOWED_ORIGINS", ",".join(f"http://{name}:{port}" for name in names)
-        ),
     }
 
 
@@ -149,7 +149,7 @@ def _accounts_folder() -> Path:
     return repository_root() / ".reperfuse" / "services"
 
 
-def _names_of_this_machine() -> list[str]:
+def _names_of_this_machine() -> set[str]:
     """Every name and IPv4 address under which a browser may reach this machine."""
     import psutil
 
@@ -159,7 +159,7 @@ def _names_of_this_machine() -> list[str]:
         for address in interface
         if address.family == socket.AF_INET
     }
-    return sorted({"localhost", LOOPBACK, socket.gethostname(), socket.getfqdn(), *addresses})
+    return {"localhost", LOOPBACK, socket.gethostname(), socket.getfqdn(), *addresses}
 
 
 def _is_loopback(host: str) -> bool:
