@@ -2,11 +2,12 @@
 
 import json
 import tempfile
+from collections import Counter
 from pathlib import Path
 from typing import Annotated, Literal
 
 from prefect import flow, task
-from prefect.artifacts import create_markdown_artifact, create_table_artifact
+from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.states import Completed, Failed, State
 from pydantic import Field
@@ -36,7 +37,11 @@ def ingest_inbox(
     workers: int | None = None,
     scheduler: str | None = None,
 ) -> State:
-    """The state of one `reperfuse ingest`; what it says, and its table, are kept as artifacts."""
+    """The state of one `reperfuse ingest`; who came through is kept as an artifact.
+
+    Reasons of refusal name files of the inbox, whose paths may carry a person: they stay in the quarantine and on the
+    terminal, and neither the log nor the artifact, which a server keeps and shows, has them.
+    """
     options = ["--out", out, "--arm", arm, "--quarantine", quarantine]
     if reference_scale is not None:
         options += ["--reference-scale", str(reference_scale)]
@@ -49,21 +54,38 @@ def ingest_inbox(
     with tempfile.TemporaryDirectory() as room:
         kept = Path(room) / "table.json"
         command = (*REPERFUSE, "ingest", inbox, *options, "--json", str(kept))
-        ended = streamed(command, root=ROOT, log=run_logger().info)
+        ended = streamed(command, root=ROOT, log=lambda line: None)
         rows = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else []
+    outcomes = ", ".join(f"{count} {name}" for name, count in Counter(row["outcome"] for row in rows).items())
+    run_logger().info("%s: %s.", inbox, outcomes or "nobody")
     if rows:
-        create_table_artifact(rows, key=f"ingest-{arm}-table", description=f"Who came through the last {arm} ingest")
+        create_table_artifact(
+            [row | {"why": told(row, quarantine)} for row in rows],
+            key=f"ingest-{arm}",
+            description=f"Who came through the last ingest of the {arm} arm",
+        )
     if ended.code == 2 and any(row["outcome"] == "left" for row in rows):
         return Failed(message=f"{inbox} is still being written, or workers died over it: nobody was accepted.")
     if ended.code == 2 and rows:
         return refused(f"No subject of {inbox} was accepted: the log and {quarantine}/ say why.")
     if ended.code:
         return failed(ended, f"Ingest of {inbox}")
-    table = "\n".join(ended.lines)
-    create_markdown_artifact(
-        f"# {inbox} → {out}\n\n```\n{table}\n```\n", key=f"ingest-{arm}", description=f"Last ingest of the {arm} arm"
-    )
-    return Completed(message=f"{inbox} is in {out}, after {ended.seconds:.0f} s.")
+    return Completed(message=f"{inbox} is in {out}, after {ended.seconds:.0f} s: {outcomes}.")
+
+
+def told(row: dict[str, str], quarantine: str) -> str:
+    """Why a subject came through as it did, without the paths that it came from.
+
+    Examples
+    --------
+    >>> told({"participant": "sub-1", "outcome": "quarantined", "why": "inbox/DOE_JANE/7.dcm is cut short."}, "kept")
+    'reason.txt of sub-1 below kept/ says why'
+    """
+    if row["outcome"] in ("accepted", "unchanged"):
+        return row["why"]  # repairs, which ingest has checked for persons before it wrote them down
+    if row["outcome"] == "left":
+        return "still being written, or its worker died; taken by the next ingest"
+    return f"reason.txt of {row['participant']} below {quarantine}/ says why"
 
 
 # Prefect's form takes its help texts from a Google-style `Args:` section; numpydoc sections stay unread there.

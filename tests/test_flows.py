@@ -207,7 +207,6 @@ def test_other_values_become_an_experiment_and_leave_the_workspace_alone(
 
 def test_ingest_calls_the_verb_and_refuses_with_its_sentence(repository: Path, monkeypatch: pytest.MonkeyPatch):
     tables: list[Any] = []
-    monkeypatch.setattr(ingest_room, "create_markdown_artifact", lambda *_, **__: None)
     monkeypatch.setattr(ingest_room, "create_table_artifact", lambda rows, **_: tables.append(rows))
     state = ingest_room.ingest_inbox.fn("perfusion", "inbox", "data/bids/perfusion", "quarantine", 0.1)
     assert (state.name, state.message) == (states.REFUSED, "inbox is empty: put series into it.")
