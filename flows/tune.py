@@ -81,7 +81,7 @@ def tune(arm: Literal["lesion", "perfusion"], workers: Annotated[int, Field(ge=1
     Args:
         arm: Arm whose `tune` section in params.yaml is searched.
         workers: Processes at the search in all, at most 64. Those of `tune.workers` in params.yaml, which the stage
-            starts by itself, come in addition. Each needs a GPU's or some cores' worth of the machine.
+            starts by itself, come in addition.
     """
     began = time.time()
     # Else each process would take every core, and they would get in each other's way.
@@ -98,6 +98,8 @@ def tune(arm: Literal["lesion", "perfusion"], workers: Annotated[int, Field(ge=1
         name = f"{arm}-tune"
         state = named(stage, name)(name, False, return_state=True)
         over.set()
+        if not state.is_completed():
+            _stop_workers(arm)
         wait(others)
     except BaseException:
         over.set()

@@ -5,6 +5,7 @@ import os
 import signal
 import threading
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import optuna
@@ -13,6 +14,7 @@ import pytest
 
 from reperfuse.errors import InputError
 from reperfuse.files import read_json
+from reperfuse.training import studies
 from reperfuse.training import tune as room
 from reperfuse.training.module import TrainingDiverged
 from reperfuse.training.studies import DatabasePlace, JournalPlace
@@ -231,6 +233,24 @@ def test_a_database_that_is_none_of_postgresql_is_refused_without_its_password()
         DatabasePlace("mysql://ada:secret@host/db", "lesion")
     assert "secret" not in str(DatabasePlace("postgresql://ada:secret@host/db", "lesion"))
     assert "secret" not in repr(DatabasePlace("postgresql://ada:secret@host/db", "lesion"))
+
+
+def test_heartbeats_go_on_inside_the_block_though_the_database_was_away_for_one(monkeypatch):
+    signs = []
+
+    def record(trial_id):
+        signs.append(trial_id)
+        if len(signs) == 2:
+            raise optuna.exceptions.StorageInternalError("server closed the connection")
+
+    monkeypatch.setattr(studies, "HEARTBEAT_S", 0.02)
+    study = SimpleNamespace(_storage=SimpleNamespace(record_heartbeat=record))
+    with DatabasePlace("postgresql://host/db", "lesion").beating(study, SimpleNamespace(_trial_id=7)):
+        time.sleep(0.5)
+    beats = len(signs)
+    assert beats >= 4 and set(signs) == {7}
+    time.sleep(0.1)
+    assert len(signs) == beats
 
 
 def test_a_clearly_worse_trial_is_pruned_and_never_the_best(tmp_path):

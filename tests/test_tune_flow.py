@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -10,9 +11,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import psutil
 import pytest
 import yaml
+from conftest import Workspace
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # flows/ lies beside src/, it is not installed
@@ -74,6 +77,7 @@ def run_body(
     monkeypatch.setattr(room, "named", lambda task, name: step(name))
     monkeypatch.setattr(room.worker, "submit", submit)
     monkeypatch.setattr(room, "wait", lambda _: None)
+    monkeypatch.setattr(room, "_stop_workers", lambda arm: steps.append(f"stop {arm}"))
     monkeypatch.setattr(room, "create_markdown_artifact", lambda text, **_: artifacts.append(text))
     monkeypatch.setattr(room, "create_table_artifact", lambda rows, **_: artifacts.append(rows))
     return steps, room.tune.fn(**parameters), artifacts
@@ -97,7 +101,8 @@ def test_a_stage_that_fails_fails_the_run_with_its_sentence(
 ):
     steps, ending, artifacts = run_body(monkeypatch, fails=stage, arm="lesion")
     assert ending.is_failed() and ending.message == f"{stage} failed: mend it." and artifacts == []
-    assert ("worker 2" in steps) is (stage == "lesion-tune")
+    # What joined a search whose stage failed would search on alone.
+    assert steps[2:] == (["worker 2", "lesion-tune", "stop lesion"] if stage == "lesion-tune" else [])
 
 
 def test_a_worker_that_fails_is_named_and_does_not_fail_the_run(checkout: Path, monkeypatch: pytest.MonkeyPatch):
@@ -150,7 +155,32 @@ def test_a_worker_that_is_refused_again_and_again_says_why(checkout: Path, monke
     assert calls == 1 and states.worth_retrying(None, None, state)
 
 
+# ---- prefect.yaml
+
+
+def test_both_arms_have_a_deployment_and_its_form_explains_every_parameter():
+    deployments = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
+    ours = [one for one in deployments if one["entrypoint"] == "flows/tune.py:tune"]
+    assert {one["name"]: one["parameters"] for one in ours} == {
+        arm: {"arm": arm, "workers": 2} for arm in ("lesion", "perfusion")
+    }
+    assert all(field.get("description") for field in room.tune.parameters.properties.values())
+    with pytest.raises(Exception, match="less than or equal to 64"):
+        room.tune.validate_parameters({"arm": "lesion", "workers": 100})
+
+
 # ---- with Prefect itself, on a server of its own
+
+
+def a_server_of_its_own(tmp_path: Path) -> dict[str, str]:
+    """Variables with which a flow starts its own server, however busy the machine is."""
+    return {
+        "PREFECT_HOME": str(tmp_path / "prefect"),
+        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "240",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "DO_NOT_TRACK": "1",
+    }
+
 
 STAND_IN = """
 import os, pathlib, subprocess, sys, time
@@ -179,11 +209,32 @@ def test_a_timeout_stops_the_search_its_workers_and_all_their_children(tmp_path:
     for words in (["git", "init", "-q"], [sys.executable, "-m", "dvc", "init", "-q"]):
         subprocess.run(words, cwd=root, check=True)
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
-    environment = kept | {"PREFECT_HOME": str(tmp_path / "prefect"), "DO_NOT_TRACK": "1"}
-    environment |= {"PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
+    environment = kept | a_server_of_its_own(tmp_path)
     code = "from flows.tune import tune; tune.with_options(timeout_seconds=20)('lesion', workers=3)"
     said = subprocess.run([sys.executable, "-c", code], cwd=root, env=environment, capture_output=True, text=True)
     assert said.returncode == 1 and "exceeded timeout of 20" in said.stderr
     pids = [int(path.name) for path in (root / "pids").iterdir()]
     assert len(pids) == 6, said.stderr  # the stage and two workers, each with a child
     assert not [pid for pid in pids if psutil.pid_exists(pid) and psutil.Process(pid).status() != "zombie"]
+
+
+@pytest.mark.slow
+@pytest.mark.services
+def test_two_processes_tune_a_small_arm_to_its_exact_number_of_trials(ingested: Workspace, tmp_path: Path):
+    shutil.copytree(ingested.root, tmp_path / "workspace")
+    workspace = Workspace(tmp_path / "workspace")
+    shutil.copytree(ROOT / "flows", workspace.root / "flows", ignore=shutil.ignore_patterns("__pycache__"))
+    workspace.edit_params(lambda content: content["lesion"]["tune"].update({"n_trials": 12}))
+    code = "from flows.tune import tune; print(tune('lesion', workers=2, return_state=True))"
+    options = {
+        "cwd": workspace.root,
+        "env": workspace.environment(**a_server_of_its_own(tmp_path), OMP_NUM_THREADS="1"),
+    }
+    said = subprocess.run([sys.executable, "-c", code], **options, capture_output=True, text=True)
+    assert "Completed('lesion-tune ran in" in said.stdout, said.stdout + said.stderr
+    trials = pd.read_csv(workspace.root / "results/lesion/tune/trials.csv")
+    assert len(trials) == 12 and not set(trials["state"]) & {"running", "failed"}
+    # Both worked, and none at what the other had.
+    ended = re.findall(r"Task run '(.+?)' - trial (\d+) (?:complete|pruned)", said.stderr)
+    assert sorted(int(number) for _, number in ended) == list(range(12))
+    assert {task for task, _ in ended} == {"lesion-tune", "worker 2"}
