@@ -436,7 +436,6 @@ def train_until_stopped(root: Path, pid: int, signum: int) -> int:
     assert prefect(root, "deployment", "run", "experiment/demo").returncode == 0
     wait_for(lambda: (root / "pid").exists() and len(steps(root)) > 5, 300)
     end(pid, signum)
-    (root / "slow").unlink()
     return int((root / "pid").read_text())
 
 
@@ -455,6 +454,7 @@ def test_services_that_stop_in_a_training_leave_nothing_and_the_next_run_goes_on
     second = train_until_stopped(root, pid, signal.SIGINT)
     assert not psutil.pid_exists(second) and kin(root) == []
 
+    (root / "slow").unlink()
     said = flows_serve(root, "--run", "experiment/demo")
     assert said.returncode == 0 and "AwaitingConcurrencySlot" not in said.stdout
     assert len({pid for pid, _ in steps(root)}) == 3 and kin(root) == []
