@@ -27,6 +27,9 @@ BUSY_DELAY_S = 15.0
 BUSY_PATIENCE_S = 24 * 3600.0
 """How long a stage waits for files that another command is using [s]: longer than a night's training."""
 
+LONGEST_S = 7 * 24 * 3600.0
+"""After so long a run is stopped with all its processes [s]: a week; what is finished is kept."""
+
 DEMO_KEY = "the-patients-of-the-demo-are-invented"
 
 UNCHANGED, RESTORED = "Unchanged", "Restored"
@@ -94,7 +97,7 @@ def dvc_experiment(arm: str, targets: list[str], force: bool, set_params: dict[s
 
 
 # Prefect's form takes its help texts from a Google-style `Args:` section; numpydoc sections stay unread there.
-@flow(name="experiment", flow_run_name="experiment {arm}")
+@flow(name="experiment", flow_run_name="experiment {arm}", timeout_seconds=LONGEST_S)
 def experiment(
     arm: Literal["lesion", "perfusion", "all"] = "all",
     stages: list[str] | None = None,

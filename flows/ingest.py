@@ -15,6 +15,9 @@ from pydantic import Field
 from flows.command import REPERFUSE, ROOT, streamed
 from flows.states import failed, refused, run_logger, worth_retrying
 
+LONGEST_S = 2 * 24 * 3600.0
+"""After so long an ingest is stopped [s]: two days, and the next one goes on behind it."""
+
 Arm = Literal["lesion", "perfusion"]
 Runner = Literal["local", "dask"]
 
@@ -89,7 +92,7 @@ def told(row: dict[str, str], quarantine: str) -> str:
 
 
 # Prefect's form takes its help texts from a Google-style `Args:` section; numpydoc sections stay unread there.
-@flow(name="ingest", flow_run_name="ingest {arm}")
+@flow(name="ingest", flow_run_name="ingest {arm}", timeout_seconds=LONGEST_S)
 def ingest(
     arm: Arm,
     inbox: str | None = None,

@@ -17,8 +17,8 @@ from reperfuse.params import ARMS, Arm
 NOTHING_NEW, PROMOTED, KEPT = "NothingNew", "Promoted", "Kept"
 """Names of the completed states of a retraining: no training was needed, or what the gate decided."""
 
-LONGEST_S = 6 * 24 * 3600
-"""A retraining that takes longer is stopped, before next week's is due [s]; what it finished is kept."""
+LONGEST_S = 6 * 24 * 3600.0
+"""After so long a run is stopped with all its processes [s], before next week's is due; what is finished is kept."""
 
 DECISIONS = Path(".reperfuse") / "decisions"
 """Where the last decision of each arm lies, as Markdown, below the root of the repository."""
