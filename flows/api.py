@@ -106,9 +106,15 @@ def crash_runs(settings: dict[str, str], workers: Collection[str | None]) -> int
     """
     unfinished = {"state": {"type": {"any_": list(UNFINISHED)}}}
     runs = prefect(settings, "POST", "/flow_runs/filter", {"flow_runs": unfinished, "limit": PAGE})
-    lost = [run for run in runs if run["labels"].get(WORKER) in workers and run["work_pool_name"] == POOL]
+    lost = {run["id"]: run for run in runs if run["labels"].get(WORKER) in workers and run["work_pool_name"] == POOL}
+    # A flow called by a flow has no worker of its own; parents come before children.
+    for run in sorted(runs, key=lambda run: run["created"]):
+        if parent := run["parent_task_run_id"]:
+            called_by = prefect(settings, "GET", f"/task_runs/{parent}")
+            if called_by and called_by["flow_run_id"] in lost:
+                lost[run["id"]] = run
     reason = "Its worker stopped while it ran; run it again, it goes on where it was."
-    for run in lost:
+    for run in lost.values():
         state = {"type": "CRASHED", "name": "Crashed", "message": reason}
         prefect(settings, "POST", f"/flow_runs/{run['id']}/set_state", {"state": state, "force": True})
     return len(lost)

@@ -202,14 +202,20 @@ def test_a_torn_lock_of_dvc_is_removed(home: Path, monkeypatch: pytest.MonkeyPat
 
 def test_only_the_runs_of_the_worker_that_died_are_settled(monkeypatch: pytest.MonkeyPatch):
     named = {"ours": "worker-1@here", "sibling": "worker-2@here", "elsewhere": "worker-1@there", "nobody": None}
-    runs = [
-        {"id": key, "labels": {api.WORKER: name} if name else {}, "work_pool_name": api.POOL}
-        for key, name in named.items()
-    ]
-    said: list[str] = []
-    monkeypatch.setattr(api, "prefect", lambda settings, method, path, body: said.append(path) or runs)
-    assert api.crash_runs({}, {"worker-1@here"}) == 1 and said[1:] == ["/flow_runs/ours/set_state"]
-    assert api.crash_runs({}, {"worker-1@here", "worker-2@here", None}) == 3
+    common = {"work_pool_name": api.POOL, "created": "1", "parent_task_run_id": None}
+    runs = [{"id": key, "labels": {api.WORKER: name} if name else {}} | common for key, name in named.items()]
+    called = {"labels": {}, "work_pool_name": None, "created": "2"}
+    runs += [{"id": f"{one}-calls", **called, "parent_task_run_id": one} for one in ("ours", "sibling")]
+    crashed: list[str] = []
+
+    def server(_: dict[str, str], method: str, path: str, body: Any = None) -> Any:
+        if path.startswith("/task_runs/"):
+            return {"flow_run_id": path.rpartition("/")[2]}
+        return runs if path.endswith("filter") else crashed.append(path.split("/")[2])
+
+    monkeypatch.setattr(api, "prefect", server)
+    assert api.crash_runs({}, {"worker-1@here"}) == 2 and crashed == ["ours", "ours-calls"]
+    assert api.crash_runs({}, {"worker-1@here", "worker-2@here", None}) == 5
 
 
 def test_importing_the_services_leaves_the_home_folder_of_the_user_alone(tmp_path: Path):
@@ -365,14 +371,15 @@ def test_a_killed_worker_comes_back_and_the_next_run_goes_on_behind_the_checkpoi
     worker = rows(up)["worker-1"]["pid"]
     (up / "slow").touch()
     (up / "steps-lesion.txt").unlink(missing_ok=True)
-    asked = ["deployment", "run", "experiment/lesion", "--param", "force=true"]
+    asked = ["deployment", "run", "experiment/lesion", "--param", "force=true", "--param", "demo_data=true"]
     assert prefect(up, *asked).returncode == 0
     wait_for(lambda: len(steps(up)) > 5, 120)
     os.kill(worker, signal.SIGKILL)
     wait_for(lambda: rows(up)["worker-1"]["state"] == "healthy" and rows(up)["worker-1"]["restarts"] == 1, 60)
     (first,) = {pid for pid, _ in steps(up)}
     assert not psutil.pid_exists(first)
-    assert max(runs(up), key=lambda run: run["created"])["state"]["name"] == "Crashed"
+    newest = max((run for run in runs(up) if run["deployment_id"]), key=lambda run: run["created"])
+    assert newest["state"]["name"] == "Crashed"
     (up / "slow").unlink()
     said = prefect(up, *asked, "--watch")
     assert said.returncode == 0 and "AwaitingConcurrencySlot" not in said.stdout
