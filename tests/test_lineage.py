@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -27,6 +28,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     root = tmp_path_factory.mktemp("repository")
     (root / "src").mkdir()
     (root / "src/a.py").write_text("# first\n\nx = 1\n \n")  # a line of context that is one blank
+    (root / "src/gone.py").write_text("z = 1\n")
     (root / "params.yaml").write_text("seed: 1\n")
     (root / "dvc.yaml").write_text("stages: {}\n")
     (root / "data/bids/lesion").mkdir(parents=True)
@@ -36,6 +38,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         "git init -q -b main",
         "git config user.name a",
         "git config user.email a@example.org",
+        "git config diff.noprefix true",
         "python -m dvc init -q",
         "python -m dvc add -q data/bids/lesion",
         "git add .",
@@ -43,6 +46,10 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     )
     (root / "src/a.py").write_text("# first\n\nx = 2\n \n")
     (root / "src/new.py").write_text("y = 3\n")
+    (root / "src/gone.py").unlink()
+    (root / "src/with blank.bin").write_bytes(bytes(range(256)))
+    (root / "src/grün.sh").write_text("true\n")
+    (root / "src/grün.sh").chmod(0o755)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
@@ -67,11 +74,23 @@ def test_the_workspace_of_a_model_is_made_again_as_it_was(repository: Path, tmp_
     said = recreate(origin(model(repository)), again, repository)
     assert (again / "src/a.py").read_text() == "# first\n\nx = 2\n \n"
     assert (again / "src/new.py").read_text() == "y = 3\n"
+    assert not (again / "src/gone.py").exists()
+    assert (again / "src/with blank.bin").read_bytes() == bytes(range(256))
+    assert (again / "src/grün.sh").stat().st_mode & 0o111
     assert (again / "data/bids/lesion/scan.txt").read_text() == "then"
     assert tracking.data_revision(again, "lesion") == origin(model(repository))["data"]["revision"]
     assert tracking.code_changes(again) == tracking.find_text((repository / "run").read_text(), tracking.CHANGES)
     assert "wants its own" in said  # the code here is another by now
     assert (repository / "data/bids/lesion/scan.txt").read_text() == "now"
+
+
+def test_data_that_left_the_cache_come_from_a_remote_whose_address_is_relative(
+    repository: Path, tmp_path: Path
+) -> None:
+    shell(repository, "python -m dvc remote add -d beside ../beside", "python -m dvc push -q --all-commits")
+    shutil.rmtree(repository / ".dvc/cache")
+    recreate(origin(model(repository)), tmp_path / "further/down", repository)
+    assert (tmp_path / "further/down/data/bids/lesion/scan.txt").read_text() == "then"
 
 
 def test_everything_a_model_came_from_is_told(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:

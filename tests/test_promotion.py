@@ -12,10 +12,13 @@ from reperfuse.errors import InputError
 from reperfuse.evaluation.paired import mean_bound
 from reperfuse.files import write_json
 from reperfuse.networks import build_network, save_network
-from reperfuse.params import Params, Promote
+from reperfuse.params import Arm, Params, Promote
+from reperfuse.stages import promotion
+from reperfuse.stages.drift import Drift, drift_of
 from reperfuse.stages.gate import Decision, Evidence, decide, subgroups
 from reperfuse.stages.processed import write_table
 from reperfuse.stages.promotion import gate_of, promote, rollback, study_of
+from reperfuse.tracking import registry
 
 GATE = Promote(
     non_inferiority_margin=0.02, minimum_subjects=3, better_by=0.04, subgroup_margin=0.05, subgroup_subjects=3
@@ -128,6 +131,16 @@ def test_the_same_number_of_subjects_is_no_more_data_even_where_no_share_is_aske
     champion = scores([0.5, 0.6, 0.7])
     assert not against(champion, champion, gate=gate, grown=False).promote
     assert against(champion, champion, gate=gate).promote
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "promoted"), [(10, 11, True), (20, 22, True), (10, 10, False), (20, 21, False)]
+)
+def test_just_the_share_of_more_subjects_is_enough(before: int, now: int, promoted: bool) -> None:
+    same = scores([0.5, 0.6, 0.7])  # 10 * 1.1 is 11.000000000000002
+    assert decide(
+        Evidence(same, subjects=people(now)), Evidence(same, subjects=people(before)), "dice", GATE
+    ).promote is (promoted)
 
 
 def test_too_few_shared_subjects_keep_the_champion() -> None:
@@ -316,6 +329,7 @@ def trained(
         write_table(Path("models/lesion/subjects.csv"), people(trained_on, len(dice)))
     write_table(Path("results/lesion/evaluate/scores.csv"), scores(dice))
     write_json(Path("results/lesion/evaluate/metrics.json"), {"dice": 0.5})
+    write_json(Path("results/lesion/evaluate/run.json"), {"run_id": run.origin})
     if coarse is not None:
         write_table(Path("results/lesion/resolution/scores.csv"), study(coarse))
         write_json(Path("results/lesion/resolution/run.json"), {"run_id": run.origin})
@@ -380,6 +394,22 @@ def test_a_version_that_was_rolled_back_stays_out_until_it_is_rolled_back_to(her
     assert "already" in promote("lesion", gated()) and tracking.champion("lesion").version == "2"
 
 
+def test_a_rollback_that_is_killed_before_its_end_leaves_no_way_back(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for dice in ([0.5, 0.6, 0.7], [0.6, 0.7, 0.8]):
+        trained(dice, None)
+        promote("lesion", gated())
+
+    def killed(name: str, alias: str, version: str) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(registry, "set_alias", killed)
+        rollback("lesion")
+    assert tracking.get_alias("lesion", "champion").tags["rolled_back"] == "true"
+
+
 def test_the_study_of_a_model_before_it_is_not_a_models_own(here: Path) -> None:
     trained([0.5, 0.6, 0.7], [0.3, 0.3, 0.3])
     assert study_of("lesion") is not None
@@ -387,6 +417,31 @@ def test_the_study_of_a_model_before_it_is_not_a_models_own(here: Path) -> None:
     assert study_of("lesion") is None
     shutil.rmtree("results/lesion/resolution")
     assert study_of("lesion") is None
+
+
+def test_scores_of_a_model_before_it_judge_no_model(here: Path) -> None:
+    trained([0.5, 0.6, 0.7], None)
+    with tracking.run("lesion", "model unet3d") as run:  # trained again and not yet evaluated
+        write_json(Path("models/lesion/run.json"), tracking.run_record(run, {}, {}, {}))
+    with pytest.raises(InputError, match=r"scores of another model .* `dvc repro lesion-evaluate` first"):
+        promote("lesion", gated())
+    assert tracking.champion("lesion") is None
+
+
+def test_a_champion_that_changed_since_it_was_compared_with_stays(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for dice in ([0.5, 0.6, 0.7], [0.4, 0.5, 0.6]):
+        trained(dice, None)
+        promote("lesion", gated())
+
+    def meanwhile(arm: Arm, champion: tracking.Version) -> Drift:
+        tracking.promote(arm, 2)
+        return drift_of(arm, champion)
+
+    monkeypatch.setattr(promotion, "drift_of", meanwhile)
+    trained([0.6, 0.7, 0.8], None)
+    with pytest.raises(InputError, match=r"changed while version 3 .* `reperfuse promote lesion` again"):
+        promote("lesion", gated())
+    assert tracking.champion("lesion").version == "2"
 
 
 def test_a_store_that_lost_its_tables_is_an_error_and_no_champion_without_a_study(here: Path) -> None:

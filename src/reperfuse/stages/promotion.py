@@ -12,6 +12,7 @@ import pandas as pd
 import yaml
 
 from reperfuse import tracking
+from reperfuse.errors import InputError
 from reperfuse.files import read_json, write_text
 from reperfuse.params import Arm, Params, Promote
 from reperfuse.stages import layout
@@ -60,7 +61,7 @@ def promote(arm: Arm, params: Params, *, report: Path | None = None) -> str:
             run.log_table(challenger.studied, RESOLUTION_TABLE)
         if challenger.subjects is not None:
             run.log_table(challenger.subjects, SUBJECTS_TABLE)
-        if (patch := folder / tracking.CHANGES).exists():
+        if (patch := folder / tracking.CHANGES).exists() and patch.stat().st_size:
             run.log_artifact(patch)
         decision = _decision(arm, version, champion, challenger, gate_of(record, params, arm))
         page = decision_page(arm, version, champion, decision)
@@ -78,7 +79,7 @@ def promote(arm: Arm, params: Params, *, report: Path | None = None) -> str:
         write_text(report, page)
     if not decision.promote:
         return f"{arm}: version {version.version} is registered and not promoted: {decision.reason}."
-    tracking.promote(arm, version.version)
+    tracking.promote(arm, version.version, compared=True, against=None if champion is None else champion.version)
     return f"{arm}: version {version.version} is the champion: {decision.reason}."
 
 
@@ -91,10 +92,22 @@ def _decision(
 
 
 def evidence_of(arm: Arm) -> Evidence:
-    """What models/<arm> and results/<arm> know of the trained model."""
+    """What models/<arm> and results/<arm> know of the trained model.
+
+    Raises
+    ------
+    InputError
+        If the hold-out scores are not there, or are those of a model before it.
+    """
     subjects = layout.models(arm) / "subjects.csv"
+    scores = read_table(layout.results(arm) / "evaluate" / "scores.csv", arm)
+    if not _is_of_the_model(layout.results(arm) / "evaluate", arm):
+        raise InputError(
+            f"{layout.results(arm) / 'evaluate'} has the scores of another model than {layout.models(arm)}: "
+            f"`dvc repro {arm}-evaluate` first."
+        )
     return Evidence(
-        read_table(layout.results(arm) / "evaluate" / "scores.csv", arm),
+        scores,
         study_of(arm),
         read_table(subjects, arm) if subjects.exists() else None,
     )
@@ -122,10 +135,13 @@ def study_of(arm: Arm) -> pd.DataFrame | None:
     A study that was left behind by a model before it is none of this one's: run.json says whose it is.
     """
     folder = layout.results(arm) / "resolution"
+    return read_table(folder / "scores.csv", arm) if _is_of_the_model(folder, arm) else None
+
+
+def _is_of_the_model(folder: Path, arm: Arm) -> bool:
+    """Whether a stage's results are those of the model in models/<arm>."""
     record = folder / "run.json"
-    if not record.exists() or read_json(record)["run_id"] != read_json(layout.models(arm) / "run.json")["run_id"]:
-        return None
-    return read_table(folder / "scores.csv", arm)
+    return record.exists() and read_json(record)["run_id"] == read_json(layout.models(arm) / "run.json")["run_id"]
 
 
 def gate_of(record: Mapping[str, Any], params: Params, arm: Arm) -> Promote:
@@ -161,9 +177,7 @@ def rollback(arm: Arm) -> str:
 
     The version that goes is marked, so that no later `promote` of the same model puts it back.
     """
-    back = tracking.rollback(arm)
+    back = tracking.rollback(arm, mark=ROLLED_BACK)
     gone = tracking.get_alias(arm, tracking.PREVIOUS)
     assert gone is not None
-    tracking.tag_version(arm, gone.version, {ROLLED_BACK: "true"})
-    tracking.tag_version(arm, back.version, {ROLLED_BACK: "false"})
     return f"{arm}: version {back.version} is the champion again, in the place of version {gone.version}."
