@@ -10,7 +10,7 @@ import pytest
 from reperfuse import tracking
 from reperfuse.errors import InputError
 from reperfuse.evaluation.paired import mean_bound
-from reperfuse.files import write_json
+from reperfuse.files import read_json, write_json
 from reperfuse.networks import build_network, save_network
 from reperfuse.params import Arm, Params, Promote
 from reperfuse.stages import promotion
@@ -59,6 +59,7 @@ def test_the_first_model_that_beats_its_baselines_is_champion() -> None:
 
 
 def test_a_model_that_loses_to_a_baseline_is_kept_out() -> None:
+    assert not alone(scores([0.5] * 3, 0.5)).promote
     for decision in (alone(scores([0.05, 0.06, 0.07])), against(scores([0.05] * 3), scores([0.01] * 3))):
         assert not decision.promote and "baseline_x" in decision.reason
 
@@ -242,6 +243,30 @@ def test_a_good_study_saves_no_challenger_that_is_worse_as_acquired() -> None:
     assert [one.met for one in decision.conditions if one.name == "resolution"] == [True]  # asked all the same
 
 
+def test_the_studies_have_a_margin_of_their_own() -> None:
+    ours, theirs = study([0.25, 0.35, 0.45]), study([0.3, 0.4, 0.5])
+    assert not judged(ours, theirs).promote
+    assert judged(ours, theirs, GATE.model_copy(update={"resolution_margin": 0.06})).promote
+
+
+def test_whose_files_were_replaced_is_not_compared_in_the_studies_either() -> None:
+    known = people(10, 4)
+    now = people(20, 4).assign(files_sha256=["other", *people(20, 4)["files_sha256"][1:]])
+    table, theirs = scores([0.5, 0.6, 0.7, 0.8]), study([0.5] * 4)
+    ours = Evidence(table, study([0.0, 0.5, 0.5, 0.5]), now)
+    assert decide(ours, Evidence(table, theirs, known), "dice", GATE).promote
+    assert not decide(
+        Evidence(table, ours.studied, people(20, 4)), Evidence(table, theirs, known), "dice", GATE
+    ).promote
+
+
+def test_with_less_confidence_more_passes() -> None:
+    ours, theirs = scores([0.5, 0.61, 0.7]), scores([0.5, 0.6, 0.71])
+    assert against(ours, theirs, gate=GATE.model_copy(update={"confidence": 0.8})).promote
+    strict = GATE.model_copy(update={"confidence": 0.999})
+    assert "beyond the margin" in against(ours, theirs, gate=strict).reason
+
+
 def test_without_a_margin_the_studies_decide_nothing() -> None:
     off = GATE.model_copy(update={"resolution_margin": None})
     decision = judged(study([0.1, 0.1, 0.1]), study([0.9, 0.9, 0.9]), off)
@@ -323,7 +348,7 @@ def trained(
     kwargs = {"widths": [2, 4]}
     save_network("models/lesion", "unet3d", kwargs, build_network("unet3d", **kwargs), extra={"arm": "lesion"})
     params = {} if gate is None else {"promote": gate.model_dump(mode="json")}
-    with tracking.run("lesion", "model unet3d") as run:
+    with tracking.run("lesion", "model unet3d", params=params) as run:
         write_json(Path("models/lesion/run.json"), tracking.run_record(run, params, {}, {}))
     if trained_on is not None:
         write_table(Path("models/lesion/subjects.csv"), people(trained_on, len(dice)))
@@ -381,6 +406,19 @@ def test_a_model_is_judged_by_the_gate_of_its_training_and_not_by_one_that_was_c
     assert gate_of({}, gated(), "lesion") == GATE
     with pytest.raises(ValueError, match="subgroup_margin"):  # half a gate is none
         gate_of(record, gated(), "lesion")
+
+
+def test_the_same_model_trained_again_under_another_gate_is_judged_by_its_first(here: Path) -> None:
+    trained([0.5, 0.6, 0.7], None, trained_on=10)
+    promote("lesion", gated())
+    trained([0.4, 0.5, 0.6], None, trained_on=20, gate=GATE)
+    assert "not promoted" in promote("lesion", gated())
+    record = read_json(Path("models/lesion/run.json"))
+    record["params"] |= {"promote.non_inferiority_margin": "1.0", "promote.subgroup_margin": "1.0"}
+    with tracking.run("lesion", "model unet3d", params=record["params"]) as run:
+        write_json(Path("models/lesion/run.json"), record | {"run_id": run.id})
+    write_json(Path("results/lesion/evaluate/run.json"), {"run_id": run.id})
+    assert "beyond the margin of 0.02" in promote("lesion", gated())
 
 
 def test_a_version_that_was_rolled_back_stays_out_until_it_is_rolled_back_to(here: Path) -> None:
@@ -452,3 +490,13 @@ def test_a_store_that_lost_its_tables_is_an_error_and_no_champion_without_a_stud
     trained([0.6, 0.7, 0.8], [0.9, 0.9, 0.9])
     with pytest.raises(InputError, match=r"has no tables/scores\.csv"):
         promote("lesion", gated())
+
+
+def test_the_tables_that_a_store_lost_come_back_with_the_champions_files(here: Path) -> None:
+    trained([0.5, 0.6, 0.7], None, trained_on=10)
+    promote("lesion", gated())
+    for table in (here / "mlruns").rglob("tables"):
+        shutil.rmtree(table)
+    assert "already" in promote("lesion", gated())
+    trained([0.6, 0.7, 0.8], None, trained_on=10)
+    assert "version 2 is the champion" in promote("lesion", gated())

@@ -45,25 +45,27 @@ def promote(arm: Arm, params: Params, *, report: Path | None = None) -> str:
     digest = tracking.model_digest(folder)
     version, champion = tracking.find_registered(arm, digest), tracking.champion(arm)
     if version is not None and champion is not None and champion.version == version.version:
+        if tracking.find_table(version.run_id, SCORES_TABLE) is None:  # a store that lost its files gets them back
+            with tracking.resume(tracking.recorded(version.run_id)) as run:
+                _keep_tables(run, challenger)
         already = f"{arm}: version {version.version} is the champion already."
         if report is not None:
             write_text(report, f"# {already}\n")
         return already
     record = read_json(folder / "run.json")
+    # The same model trained again is known, and so is what the hold-out said of it: its first gate stays.
+    before = {} if version is None else version.params
+    gate = gate_of({"params": (record.get("params") or {}) | before}, params, arm)
     with tracking.resume(record) as run:
         if version is None:
             from reperfuse.stages.learning import log_model_of  # loads PyTorch, which only a new model needs
 
             version = tracking.register(log_model_of(run, folder), arm)
         run.log_metrics(logged_names(metrics))
-        run.log_table(challenger.scores, SCORES_TABLE)
-        if challenger.studied is not None:
-            run.log_table(challenger.studied, RESOLUTION_TABLE)
-        if challenger.subjects is not None:
-            run.log_table(challenger.subjects, SUBJECTS_TABLE)
+        _keep_tables(run, challenger)
         if (patch := folder / tracking.CHANGES).exists() and patch.stat().st_size:
             run.log_artifact(patch)
-        decision = _decision(arm, version, champion, challenger, gate_of(record, params, arm))
+        decision = _decision(arm, version, champion, challenger, gate)
         page = decision_page(arm, version, champion, decision)
         if champion is not None:
             shifted = drift_of(arm, champion)
@@ -81,6 +83,15 @@ def promote(arm: Arm, params: Params, *, report: Path | None = None) -> str:
         return f"{arm}: version {version.version} is registered and not promoted: {decision.reason}."
     tracking.promote(arm, version.version, compared=True, against=None if champion is None else champion.version)
     return f"{arm}: version {version.version} is the champion: {decision.reason}."
+
+
+def _keep_tables(run: tracking.Run, known: Evidence) -> None:
+    """Keep with a run what `evidence_of_version` reads."""
+    run.log_table(known.scores, SCORES_TABLE)
+    if known.studied is not None:
+        run.log_table(known.studied, RESOLUTION_TABLE)
+    if known.subjects is not None:
+        run.log_table(known.subjects, SUBJECTS_TABLE)
 
 
 def _decision(
