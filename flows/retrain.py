@@ -73,7 +73,7 @@ def decide(arm: Arm) -> State:
     create_markdown_artifact(
         page.read_text(encoding="utf-8"), key=f"{arm}-decision", description=f"Last decision on the {arm} champion"
     )
-    kept = "not promoted" in ended.lines[-1]
+    kept = any(word in ended.lines[-1] for word in ("not promoted", "is the champion already"))
     return Completed(name=KEPT if kept else PROMOTED, message=ended.lines[-1].removeprefix(f"{arm}: "))
 
 

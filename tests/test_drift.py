@@ -56,6 +56,11 @@ def test_a_centre_that_was_never_seen_is_a_shift_and_a_familiar_one_is_none() ->
     assert (row["feature"], row["outside"], row["shifted"]) == ("centre", 0.1, True)
 
 
+def test_who_lies_below_the_known_range_is_beyond_it_as_is_who_lies_above() -> None:
+    known, new = pd.DataFrame({"te_s": [0.03, 0.04]}), pd.DataFrame({"te_s": [0.02, 0.03, 0.04, 0.05]})
+    assert drift_table(known, new)["outside"].tolist() == [0.5]
+
+
 def test_what_one_side_lacks_is_not_compared() -> None:
     known = sample(0, 10).assign(te_s=float("nan"))
     assert "te_s" not in set(drift_table(known, sample(1, 5))["feature"])
@@ -126,6 +131,21 @@ def test_new_changed_and_lost_subjects_are_told_apart(champion: tracking.Version
     found = drift_of("lesion", champion)
     assert (found.new, found.changed, found.gone, found.news) == (("d", "e"), ("b",), ("c",), True)
     assert found.table is not None and found.table["n_new"].tolist() == [3, 3]
+
+
+def test_new_data_are_held_against_the_training_side_alone(
+    champion: tracking.Version, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = subjects(["a", "b", "c"]).assign(side=["train", "train", "holdout"])
+    monkeypatch.setattr(tracking, "find_table", lambda run_id, path: known)
+    processed(subjects(["a", "b", "c", "d"]), "2")
+    table = drift_of("lesion", champion).table
+    assert table is not None and set(table["n_known"]) == {2}
+
+
+def test_data_that_went_back_to_an_older_revision_are_news(champion: tracking.Version) -> None:
+    processed(subjects(["a", "b"]), "0")
+    assert drift_of("lesion", champion).news
 
 
 def test_the_same_data_are_no_news(champion: tracking.Version) -> None:

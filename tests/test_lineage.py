@@ -27,6 +27,8 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     root = tmp_path_factory.mktemp("repository")
     (root / "src").mkdir()
     (root / "src/a.py").write_text("# first\n\nx = 1\n \n")  # a line of context that is one blank
+    (root / "src/gone.py").write_text("z = 1\n")
+    (root / "src/weights.bin").write_bytes(bytes(256))
     (root / "params.yaml").write_text("seed: 1\n")
     (root / "dvc.yaml").write_text("stages: {}\n")
     (root / "data/bids/lesion").mkdir(parents=True)
@@ -36,6 +38,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         "git init -q -b main",
         "git config user.name a",
         "git config user.email a@example.org",
+        "git config diff.noprefix true",
         "python -m dvc init -q",
         "python -m dvc add -q data/bids/lesion",
         "git add .",
@@ -43,13 +46,21 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     )
     (root / "src/a.py").write_text("# first\n\nx = 2\n \n")
     (root / "src/new.py").write_text("y = 3\n")
+    (root / "src/gone.py").unlink()
+    (root / "src/weights.bin").write_bytes(bytes(range(256)))
+    (root / "src/latin.py").write_bytes(b"# gr\xfcn  \n")  # neither UTF-8 nor without a blank at its end
+    (root / "src/with blank.bin").write_bytes(bytes(range(256)))
+    (root / "src/grün.sh").write_text("true\n")
+    (root / "src/grün.sh").chmod(0o755)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         tags = {"study_run_id": "s1", "decision": "promoted", "decision.reason": "better"}
         known = tracking.lineage(root, arm="lesion", seed=7)
         with tracking.run("lesion", "model x", tags=tags, params={"train": {"epochs": 3}}, lineage=known) as run:
-            run.log_text(tracking.code_changes(root), tracking.CHANGES)
+            patch_file = tmp_path_factory.mktemp("patch") / tracking.CHANGES
+            patch_file.write_bytes(tracking.code_changes(root).encode(errors="surrogateescape"))
+            run.log_artifact(patch_file)
         (root / "run").write_text(run.id)
         shell(root, "git commit -q -am later")
         (root / "src/a.py").write_text("x = 100\n")
@@ -67,11 +78,26 @@ def test_the_workspace_of_a_model_is_made_again_as_it_was(repository: Path, tmp_
     said = recreate(origin(model(repository)), again, repository)
     assert (again / "src/a.py").read_text() == "# first\n\nx = 2\n \n"
     assert (again / "src/new.py").read_text() == "y = 3\n"
+    assert not (again / "src/gone.py").exists()
+    assert (again / "src/weights.bin").read_bytes() == bytes(range(256))
+    assert (again / "src/latin.py").read_bytes() == b"# gr\xfcn  \n"
+    assert (again / "src/with blank.bin").read_bytes() == bytes(range(256))
+    assert (again / "src/grün.sh").stat().st_mode & 0o111
     assert (again / "data/bids/lesion/scan.txt").read_text() == "then"
+    assert "nfiles: 1" in (again / "data/bids/lesion.dvc").read_text()  # as `dvc add` writes it
     assert tracking.data_revision(again, "lesion") == origin(model(repository))["data"]["revision"]
     assert tracking.code_changes(again) == tracking.find_text((repository / "run").read_text(), tracking.CHANGES)
     assert "wants its own" in said  # the code here is another by now
     assert (repository / "data/bids/lesion/scan.txt").read_text() == "now"
+
+
+def test_data_that_left_the_cache_come_from_a_remote_whose_address_is_relative(
+    repository: Path, tmp_path: Path
+) -> None:
+    shell(repository, "python -m dvc remote add -d beside ../beside")
+    (repository / ".dvc/cache").rename(repository.parent / "beside")
+    recreate(origin(model(repository)), tmp_path / "further/down", repository)
+    assert (tmp_path / "further/down/data/bids/lesion/scan.txt").read_text() == "then"
 
 
 def test_everything_a_model_came_from_is_told(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:

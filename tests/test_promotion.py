@@ -10,12 +10,15 @@ import pytest
 from reperfuse import tracking
 from reperfuse.errors import InputError
 from reperfuse.evaluation.paired import mean_bound
-from reperfuse.files import write_json
+from reperfuse.files import read_json, write_json
 from reperfuse.networks import build_network, save_network
-from reperfuse.params import Params, Promote
+from reperfuse.params import Arm, Params, Promote
+from reperfuse.stages import promotion
+from reperfuse.stages.drift import Drift, drift_of
 from reperfuse.stages.gate import Decision, Evidence, decide, subgroups
 from reperfuse.stages.processed import write_table
 from reperfuse.stages.promotion import gate_of, promote, rollback, study_of
+from reperfuse.tracking import registry
 
 GATE = Promote(
     non_inferiority_margin=0.02, minimum_subjects=3, better_by=0.04, subgroup_margin=0.05, subgroup_subjects=3
@@ -56,6 +59,7 @@ def test_the_first_model_that_beats_its_baselines_is_champion() -> None:
 
 
 def test_a_model_that_loses_to_a_baseline_is_kept_out() -> None:
+    assert not alone(scores([0.5] * 3, 0.5)).promote
     for decision in (alone(scores([0.05, 0.06, 0.07])), against(scores([0.05] * 3), scores([0.01] * 3))):
         assert not decision.promote and "baseline_x" in decision.reason
 
@@ -128,6 +132,14 @@ def test_the_same_number_of_subjects_is_no_more_data_even_where_no_share_is_aske
     champion = scores([0.5, 0.6, 0.7])
     assert not against(champion, champion, gate=gate, grown=False).promote
     assert against(champion, champion, gate=gate).promote
+
+
+@pytest.mark.parametrize(("before", "now", "promoted"), [(50, 55, True), (100, 110, True), (50, 54, False)])
+def test_just_the_share_of_more_subjects_is_enough(before: int, now: int, promoted: bool) -> None:
+    same = scores([0.5, 0.6, 0.7])  # 50 * 1.1 is 55.00000000000001
+    assert decide(
+        Evidence(same, subjects=people(now)), Evidence(same, subjects=people(before)), "dice", GATE
+    ).promote is (promoted)
 
 
 def test_too_few_shared_subjects_keep_the_champion() -> None:
@@ -229,6 +241,30 @@ def test_a_good_study_saves_no_challenger_that_is_worse_as_acquired() -> None:
     assert [one.met for one in decision.conditions if one.name == "resolution"] == [True]  # asked all the same
 
 
+def test_the_studies_have_a_margin_of_their_own() -> None:
+    ours, theirs = study([0.25, 0.35, 0.45]), study([0.3, 0.4, 0.5])
+    assert not judged(ours, theirs).promote
+    assert judged(ours, theirs, GATE.model_copy(update={"resolution_margin": 0.06})).promote
+
+
+def test_whose_files_were_replaced_is_not_compared_in_the_studies_either() -> None:
+    known = people(10, 4)
+    now = people(20, 4).assign(files_sha256=["other", *people(20, 4)["files_sha256"][1:]])
+    table, theirs = scores([0.5, 0.6, 0.7, 0.8]), study([0.5] * 4)
+    ours = Evidence(table, study([0.0, 0.5, 0.5, 0.5]), now)
+    assert decide(ours, Evidence(table, theirs, known), "dice", GATE).promote
+    assert not decide(
+        Evidence(table, ours.studied, people(20, 4)), Evidence(table, theirs, known), "dice", GATE
+    ).promote
+
+
+def test_with_less_confidence_more_passes() -> None:
+    ours, theirs = scores([0.5, 0.61, 0.7]), scores([0.5, 0.6, 0.71])
+    assert against(ours, theirs, gate=GATE.model_copy(update={"confidence": 0.8})).promote
+    strict = GATE.model_copy(update={"confidence": 0.999})
+    assert "beyond the margin" in against(ours, theirs, gate=strict).reason
+
+
 def test_without_a_margin_the_studies_decide_nothing() -> None:
     off = GATE.model_copy(update={"resolution_margin": None})
     decision = judged(study([0.1, 0.1, 0.1]), study([0.9, 0.9, 0.9]), off)
@@ -310,12 +346,13 @@ def trained(
     kwargs = {"widths": [2, 4]}
     save_network("models/lesion", "unet3d", kwargs, build_network("unet3d", **kwargs), extra={"arm": "lesion"})
     params = {} if gate is None else {"promote": gate.model_dump(mode="json")}
-    with tracking.run("lesion", "model unet3d") as run:
+    with tracking.run("lesion", "model unet3d", params=params) as run:
         write_json(Path("models/lesion/run.json"), tracking.run_record(run, params, {}, {}))
     if trained_on is not None:
         write_table(Path("models/lesion/subjects.csv"), people(trained_on, len(dice)))
     write_table(Path("results/lesion/evaluate/scores.csv"), scores(dice))
     write_json(Path("results/lesion/evaluate/metrics.json"), {"dice": 0.5})
+    write_json(Path("results/lesion/evaluate/run.json"), {"run_id": run.origin})
     if coarse is not None:
         write_table(Path("results/lesion/resolution/scores.csv"), study(coarse))
         write_json(Path("results/lesion/resolution/run.json"), {"run_id": run.origin})
@@ -369,6 +406,19 @@ def test_a_model_is_judged_by_the_gate_of_its_training_and_not_by_one_that_was_c
         gate_of(record, gated(), "lesion")
 
 
+def test_the_same_model_trained_again_under_another_gate_is_judged_by_its_first(here: Path) -> None:
+    trained([0.5, 0.6, 0.7], None, trained_on=10)
+    promote("lesion", gated())
+    trained([0.4, 0.5, 0.6], None, trained_on=20, gate=GATE)
+    assert "not promoted" in promote("lesion", gated())
+    record = read_json(Path("models/lesion/run.json"))
+    record["params"] |= {"promote.non_inferiority_margin": "1.0", "promote.subgroup_margin": "1.0"}
+    with tracking.run("lesion", "model unet3d", params=record["params"]) as run:
+        write_json(Path("models/lesion/run.json"), record | {"run_id": run.id})
+    write_json(Path("results/lesion/evaluate/run.json"), {"run_id": run.id})
+    assert "beyond the margin of 0.02" in promote("lesion", gated())
+
+
 def test_a_version_that_was_rolled_back_stays_out_until_it_is_rolled_back_to(here: Path) -> None:
     trained([0.5, 0.6, 0.7], None)
     promote("lesion", gated())
@@ -380,6 +430,22 @@ def test_a_version_that_was_rolled_back_stays_out_until_it_is_rolled_back_to(her
     assert "already" in promote("lesion", gated()) and tracking.champion("lesion").version == "2"
 
 
+def test_a_rollback_that_is_killed_before_its_end_leaves_no_way_back(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for dice in ([0.5, 0.6, 0.7], [0.6, 0.7, 0.8]):
+        trained(dice, None)
+        promote("lesion", gated())
+
+    def killed(name: str, alias: str, version: str) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(registry, "set_alias", killed)
+        rollback("lesion")
+    assert tracking.get_alias("lesion", "champion").tags["rolled_back"] == "true"
+
+
 def test_the_study_of_a_model_before_it_is_not_a_models_own(here: Path) -> None:
     trained([0.5, 0.6, 0.7], [0.3, 0.3, 0.3])
     assert study_of("lesion") is not None
@@ -387,6 +453,31 @@ def test_the_study_of_a_model_before_it_is_not_a_models_own(here: Path) -> None:
     assert study_of("lesion") is None
     shutil.rmtree("results/lesion/resolution")
     assert study_of("lesion") is None
+
+
+def test_scores_of_a_model_before_it_judge_no_model(here: Path) -> None:
+    trained([0.5, 0.6, 0.7], None)
+    with tracking.run("lesion", "model unet3d") as run:  # trained again and not yet evaluated
+        write_json(Path("models/lesion/run.json"), tracking.run_record(run, {}, {}, {}))
+    with pytest.raises(InputError, match=r"scores of another model .* `dvc repro lesion-evaluate` first"):
+        promote("lesion", gated())
+    assert tracking.champion("lesion") is None
+
+
+def test_a_champion_that_changed_since_it_was_compared_with_stays(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for dice in ([0.5, 0.6, 0.7], [0.4, 0.5, 0.6]):
+        trained(dice, None)
+        promote("lesion", gated())
+
+    def meanwhile(arm: Arm, champion: tracking.Version) -> Drift:
+        tracking.promote(arm, 2)
+        return drift_of(arm, champion)
+
+    monkeypatch.setattr(promotion, "drift_of", meanwhile)
+    trained([0.6, 0.7, 0.8], None)
+    with pytest.raises(InputError, match=r"changed while version 3 .* `reperfuse promote lesion` again"):
+        promote("lesion", gated())
+    assert tracking.champion("lesion").version == "2"
 
 
 def test_a_store_that_lost_its_tables_is_an_error_and_no_champion_without_a_study(here: Path) -> None:
@@ -397,3 +488,13 @@ def test_a_store_that_lost_its_tables_is_an_error_and_no_champion_without_a_stud
     trained([0.6, 0.7, 0.8], [0.9, 0.9, 0.9])
     with pytest.raises(InputError, match=r"has no tables/scores\.csv"):
         promote("lesion", gated())
+
+
+def test_the_tables_that_a_store_lost_come_back_with_the_champions_files(here: Path) -> None:
+    trained([0.5, 0.6, 0.7], None, trained_on=10)
+    promote("lesion", gated())
+    for table in (here / "mlruns").rglob("tables"):
+        shutil.rmtree(table)
+    assert "already" in promote("lesion", gated())
+    trained([0.6, 0.7, 0.8], None, trained_on=10)
+    assert "version 2 is the champion" in promote("lesion", gated())

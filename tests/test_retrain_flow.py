@@ -109,6 +109,7 @@ def test_of_two_arms_the_stronger_word_names_the_run(monkeypatch: pytest.MonkeyP
     [
         ("lesion: version 2 is the champion: better.", retrain.PROMOTED),
         ("lesion: version 2 is registered and not promoted: worse.", retrain.KEPT),
+        ("lesion: version 2 is the champion already.", retrain.KEPT),
     ],
 )
 def test_the_decision_is_the_state_and_its_page_the_artifact(
@@ -141,4 +142,5 @@ def test_the_drift_of_processed_data_is_a_table(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_the_sentence_of_a_promotion_is_the_one_that_the_flow_reads():
-    assert "is registered and not promoted" in (ROOT / "src/reperfuse/stages/promotion.py").read_text()
+    said = (ROOT / "src/reperfuse/stages/promotion.py").read_text()
+    assert "is registered and not promoted" in said and "is the champion already" in said

@@ -57,7 +57,9 @@ def mean_bound(differences: ArrayLike, confidence: float = 0.95) -> float:
 
     With n differences of mean m and standard deviation s it is m − t(confidence, n − 1) · s / √n; −∞ for a single
     one. A mean is *not inferior* by a margin where this bound is not below −margin, which a mean that is just that
-    much worse passes in 1 − `confidence` of the trials.
+    much worse passes in 1 − `confidence` of the trials where differences are normal. A rare large loss is missed by few
+    subjects: if one in ten loses 0.2 and the others nothing, that mean of −0.02 passes a margin of 0.02 at 95 % in 34 %
+    of the trials with 10 subjects, in 13 % with 20 and in 11 % with 50.
 
     Why not the bootstrap of the other intervals: at ten subjects its percentile bound holds 92 % where 95 % are asked
     for, of normal differences, because it knows no Student's t.

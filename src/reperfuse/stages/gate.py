@@ -185,7 +185,8 @@ def _gain(challenger: Evidence, champion: Evidence, gain: float, metric: str, ga
     if now is None or then is None:
         return Condition("gain", False, f"{no_better}, and how many subjects the champion was trained on is not known")
     said = f"it was trained on {now} subjects, the champion on {then}"
-    if now > then and now >= then * (1 + gate.more_data):
+    # Rounded: 50 * 1.1 is more than 55 in floating point.
+    if now > then and now >= round(then * (1 + gate.more_data), 9):
         return Condition("gain", True, f"{said}, {gate.more_data:.0%} more or beyond")
     return Condition("gain", False, f"{no_better}, and {said}, which are not {gate.more_data:.0%} more")
 

@@ -22,7 +22,7 @@ def results(arm: str) -> Path:
 
 
 def models(arm: str) -> Path:
-    """The trained model: model.safetensors, model.json, run.json, history.csv, subjects.csv."""
+    """The trained model: model.safetensors, model.json, run.json, history.csv, subjects.csv, changes.patch."""
     return Path("models") / arm
 
 

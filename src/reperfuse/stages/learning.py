@@ -203,9 +203,8 @@ def train_arm(settings: ArmParams, seed: int, objective: Objective) -> None:
         _save(out, settings, objective, chosen, fitted, len(participants), best["scored_with"])
         write_table(out / "history.csv", pd.DataFrame(fitted.result.history))
         write_table(out / "subjects.csv", subjects_table(arm))
-        (out / tracking.CHANGES).unlink(missing_ok=True)
+        (out / tracking.CHANGES).write_bytes(changes.encode(errors="surrogateescape"))  # an output of DVC: always there
         if changes:
-            (out / tracking.CHANGES).write_bytes(changes.encode(errors="surrogateescape"))
             run.log_artifact(out / tracking.CHANGES)
         log_model_of(run, out)
         metrics |= {"train/loss": fitted.result.history[-1]["loss"]}

@@ -142,6 +142,10 @@ def _bring_data(root: Path, folder: Path, arm: str, revision: str) -> None:
     dvc = [sys.executable, "-m", "dvc"]
     cache = _must([*dvc, "cache", "dir"], root, "DVC").strip()
     _must([*dvc, "config", "--local", "cache.dir", str((root / cache).resolve())], folder, "DVC")
+    for line in _must([*dvc, "config", "--list"], root, "DVC").splitlines():
+        key, _, value = line.partition("=")  # of an address that is relative to `root`, what it stands for
+        if key == "core.remote" or (key.startswith("remote.") and key.endswith(".url")):
+            _must([*dvc, "config", "--local", key, value], folder, "DVC")
     name = str(pointer.relative_to(folder))
     if _run([*dvc, "checkout", "--quiet", name], folder).returncode:
         pulled = _run([*dvc, "pull", "--quiet", name], folder)

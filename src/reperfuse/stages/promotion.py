@@ -12,6 +12,7 @@ import pandas as pd
 import yaml
 
 from reperfuse import tracking
+from reperfuse.errors import InputError
 from reperfuse.files import read_json, write_text
 from reperfuse.params import Arm, Params, Promote
 from reperfuse.stages import layout
@@ -44,25 +45,27 @@ def promote(arm: Arm, params: Params, *, report: Path | None = None) -> str:
     digest = tracking.model_digest(folder)
     version, champion = tracking.find_registered(arm, digest), tracking.champion(arm)
     if version is not None and champion is not None and champion.version == version.version:
+        if tracking.find_table(version.run_id, SCORES_TABLE) is None:  # a store that lost its files gets them back
+            with tracking.resume(tracking.recorded(version.run_id)) as run:
+                _keep_tables(run, challenger)
         already = f"{arm}: version {version.version} is the champion already."
         if report is not None:
             write_text(report, f"# {already}\n")
         return already
     record = read_json(folder / "run.json")
+    # The same model trained again is known, and so is what the hold-out said of it: its first gate stays.
+    before = {} if version is None else version.params
+    gate = gate_of({"params": (record.get("params") or {}) | before}, params, arm)
     with tracking.resume(record) as run:
         if version is None:
             from reperfuse.stages.learning import log_model_of  # loads PyTorch, which only a new model needs
 
             version = tracking.register(log_model_of(run, folder), arm)
         run.log_metrics(logged_names(metrics))
-        run.log_table(challenger.scores, SCORES_TABLE)
-        if challenger.studied is not None:
-            run.log_table(challenger.studied, RESOLUTION_TABLE)
-        if challenger.subjects is not None:
-            run.log_table(challenger.subjects, SUBJECTS_TABLE)
-        if (patch := folder / tracking.CHANGES).exists():
+        _keep_tables(run, challenger)
+        if (patch := folder / tracking.CHANGES).exists() and patch.stat().st_size:
             run.log_artifact(patch)
-        decision = _decision(arm, version, champion, challenger, gate_of(record, params, arm))
+        decision = _decision(arm, version, champion, challenger, gate)
         page = decision_page(arm, version, champion, decision)
         if champion is not None:
             shifted = drift_of(arm, champion)
@@ -78,8 +81,17 @@ def promote(arm: Arm, params: Params, *, report: Path | None = None) -> str:
         write_text(report, page)
     if not decision.promote:
         return f"{arm}: version {version.version} is registered and not promoted: {decision.reason}."
-    tracking.promote(arm, version.version)
+    tracking.promote(arm, version.version, compared=True, against=None if champion is None else champion.version)
     return f"{arm}: version {version.version} is the champion: {decision.reason}."
+
+
+def _keep_tables(run: tracking.Run, known: Evidence) -> None:
+    """Keep with a run what `evidence_of_version` reads."""
+    run.log_table(known.scores, SCORES_TABLE)
+    if known.studied is not None:
+        run.log_table(known.studied, RESOLUTION_TABLE)
+    if known.subjects is not None:
+        run.log_table(known.subjects, SUBJECTS_TABLE)
 
 
 def _decision(
@@ -91,10 +103,22 @@ def _decision(
 
 
 def evidence_of(arm: Arm) -> Evidence:
-    """What models/<arm> and results/<arm> know of the trained model."""
+    """What models/<arm> and results/<arm> know of the trained model.
+
+    Raises
+    ------
+    InputError
+        If the hold-out scores are not there, or are those of a model before it.
+    """
     subjects = layout.models(arm) / "subjects.csv"
+    scores = read_table(layout.results(arm) / "evaluate" / "scores.csv", arm)
+    if not _is_of_the_model(layout.results(arm) / "evaluate", arm):
+        raise InputError(
+            f"{layout.results(arm) / 'evaluate'} has the scores of another model than {layout.models(arm)}: "
+            f"`dvc repro {arm}-evaluate` first."
+        )
     return Evidence(
-        read_table(layout.results(arm) / "evaluate" / "scores.csv", arm),
+        scores,
         study_of(arm),
         read_table(subjects, arm) if subjects.exists() else None,
     )
@@ -122,10 +146,13 @@ def study_of(arm: Arm) -> pd.DataFrame | None:
     A study that was left behind by a model before it is none of this one's: run.json says whose it is.
     """
     folder = layout.results(arm) / "resolution"
+    return read_table(folder / "scores.csv", arm) if _is_of_the_model(folder, arm) else None
+
+
+def _is_of_the_model(folder: Path, arm: Arm) -> bool:
+    """Whether a stage's results are those of the model in models/<arm>."""
     record = folder / "run.json"
-    if not record.exists() or read_json(record)["run_id"] != read_json(layout.models(arm) / "run.json")["run_id"]:
-        return None
-    return read_table(folder / "scores.csv", arm)
+    return record.exists() and read_json(record)["run_id"] == read_json(layout.models(arm) / "run.json")["run_id"]
 
 
 def gate_of(record: Mapping[str, Any], params: Params, arm: Arm) -> Promote:
@@ -161,9 +188,7 @@ def rollback(arm: Arm) -> str:
 
     The version that goes is marked, so that no later `promote` of the same model puts it back.
     """
-    back = tracking.rollback(arm)
+    back = tracking.rollback(arm, mark=ROLLED_BACK)
     gone = tracking.get_alias(arm, tracking.PREVIOUS)
     assert gone is not None
-    tracking.tag_version(arm, gone.version, {ROLLED_BACK: "true"})
-    tracking.tag_version(arm, back.version, {ROLLED_BACK: "false"})
     return f"{arm}: version {back.version} is the champion again, in the place of version {gone.version}."

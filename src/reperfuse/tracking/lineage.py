@@ -81,15 +81,18 @@ def code_changes(root: Path | str) -> str:
     Empty where `git_dirty` is false.
     """
     root = Path(root)
-    new = _git(root, "ls-files", "--others", "--exclude-standard", "--", *CODE).splitlines()
-    patches = [_patch(root, "diff", "--binary", "--no-color", "HEAD", "--", *CODE)]
-    patches += [_patch(root, "diff", "--binary", "--no-color", "--no-index", "--", os.devnull, name) for name in new]
+    # With -z a name that is not ASCII comes as it is, without quotes.
+    new = _git(root, "ls-files", "-z", "--others", "--exclude-standard", "--", *CODE).split("\0")[:-1]
+    patches = [_patch(root, "HEAD", "--", *CODE)]
+    patches += [_patch(root, "--no-index", "--", os.devnull, name) for name in new]
     return "".join(patches)
 
 
 def _patch(root: Path, *arguments: str) -> str:
     """Output of `git diff` to the letter: a line of context may be one blank. Its exit code is 1 on a difference."""
-    done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, check=False)
+    # Whatever the person's own configuration makes of a diff, `git apply` has to read this one.
+    plain = ("--binary", "--no-color", "--no-ext-diff", "--no-textconv", "--src-prefix=a/", "--dst-prefix=b/")
+    done = subprocess.run(["git", "-C", str(root), "diff", *plain, *arguments], capture_output=True, check=False)
     return done.stdout.decode(errors="surrogateescape") if done.returncode in (0, 1) else ""
 
 

@@ -122,10 +122,28 @@ def champion(name: str) -> Version | None:
     return get_alias(name, CHAMPION)
 
 
-def promote(name: str, version: str | int) -> Version:
-    """Make `version` the champion and the champion `previous`; promoting the champion changes nothing."""
+def promote(name: str, version: str | int, *, compared: bool = False, against: str | None = None) -> Version:
+    """Make `version` the champion and the champion `previous`; promoting the champion changes nothing.
+
+    Parameters
+    ----------
+    compared
+        Whether it was held against the champion, which then has to be the one still.
+    against
+        Version of that champion, None where there was none.
+
+    Raises
+    ------
+    InputError
+        If the champion is another one than the version was compared with.
+    """
     with store_lock():
         current = champion(name)
+        if compared and (None if current is None else current.version) != against:
+            raise InputError(
+                f"The champion of {name} changed while version {version} was compared with it: "
+                f"run `reperfuse promote {name}` again."
+            )
         if current is not None and current.version != str(version):
             set_alias(name, PREVIOUS, current.version)  # first: a kill in between loses neither
         if current is None or current.version != str(version):
@@ -135,8 +153,13 @@ def promote(name: str, version: str | int) -> Version:
     return promoted
 
 
-def rollback(name: str) -> Version:
+def rollback(name: str, *, mark: str | None = None) -> Version:
     """Swap champion and `previous`; a second rollback undoes the first.
+
+    Parameters
+    ----------
+    mark
+        Tag that says "true" of the version that goes, and "false" of the one that comes back.
 
     Raises
     ------
@@ -147,6 +170,9 @@ def rollback(name: str) -> Version:
         current, previous = champion(name), get_alias(name, PREVIOUS)
         if previous is None or current is None or previous.version == current.version:
             raise InputError(f"Model {name} in {store_name()} has no previous champion to go back to.")
+        if mark is not None:  # first: a kill in between must not leave a way back
+            tag_version(name, current.version, {mark: "true"})
+            tag_version(name, previous.version, {mark: "false"})
         set_alias(name, CHAMPION, previous.version)
         set_alias(name, PREVIOUS, current.version)
     return previous
