@@ -11,7 +11,7 @@ from prefect.states import Completed, Failed, State
 from flows.command import REPERFUSE, ROOT, streamed
 from flows.experiment import carried_out, ending, named, stage_names, stage_plan, step, summary
 from flows.ingest import ingest
-from flows.states import REFUSED, failed, run_logger
+from flows.states import REFUSED, failed, refused, run_logger
 from reperfuse.params import ARMS, Arm
 
 NOTHING_NEW, PROMOTED, KEPT = "NothingNew", "Promoted", "Kept"
@@ -88,9 +88,11 @@ def retrain(arm: Literal["lesion", "perfusion", "all"] = "all", inbox: str | Non
 
     Args:
         arm: Arm to retrain; `all` takes both, one after the other.
-        inbox: Folder that new data come to; `inbox/<arm>` when left empty. It may be empty, or missing.
+        inbox: Folder that new data of one arm come to; `inbox/<arm>` when left empty. It may be empty, or missing.
         force: Train and decide even where the data are those that the champion was trained on.
     """
+    if arm == "all" and inbox is not None:
+        return refused("One inbox is read for one arm: name the arm beside it, or leave the inbox empty.")
     endings = {one: _retrained(one, inbox or f"inbox/{one}", force) for one in (ARMS if arm == "all" else (arm,))}
     message = " · ".join(f"{one}: {state.message}" for one, state in endings.items())
     if not all(state.is_completed() for state in endings.values()):
@@ -101,21 +103,21 @@ def retrain(arm: Literal["lesion", "perfusion", "all"] = "all", inbox: str | Non
 
 def _retrained(arm: Arm, inbox: str, force: bool) -> State:
     """How the retraining of one arm ended: `NothingNew`, `Promoted`, `Kept`, or failed, with a reason."""
-    refused = ""
+    told = ""
     if any(path.is_file() for path in (ROOT / inbox).rglob("*")):
         taken = ingest(arm, inbox, return_state=True)
         if taken.name == REFUSED:  # somebody has to look at it, and the data that are there can still be trained on
-            refused = f" The inbox brought nothing: {taken.message}"
+            told = f" The inbox brought nothing: {taken.message}"
         elif not taken.is_completed():
             return Failed(message=f"{arm}-ingest failed: {taken.message}")
     if not (ROOT / f"data/bids/{arm}.dvc").exists():
-        return Completed(name=NOTHING_NEW, message=f"no data yet, put some into {inbox}.{refused}")
+        return Completed(name=NOTHING_NEW, message=f"no data yet, put some into {inbox}.{told}")
     compared = named(measure_drift, f"{arm}-news")(arm, False, return_state=True)
     if not compared.is_completed():
         return Failed(message=f"{arm}-news failed: {compared.message}")
     found = compared.result()
     if found["champion"] and not found["news"] and not force:
-        return Completed(name=NOTHING_NEW, message=f"{compared.message}{refused}")
+        return Completed(name=NOTHING_NEW, message=f"{compared.message}{told}")
     names = stage_names(ROOT, arm)
     described = names.index(f"{arm}-folds") + 1
     outcomes = carried_out(
@@ -131,4 +133,4 @@ def _retrained(arm: Arm, inbox: str, force: bool) -> State:
     decided = outcomes.get(f"{arm}-decide")
     if decided is None or not decided.is_completed():
         return ending(outcomes)
-    return Completed(name=decided.name, message=f"{decided.message}{refused}")
+    return Completed(name=decided.name, message=f"{decided.message}{told}")

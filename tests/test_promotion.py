@@ -158,6 +158,20 @@ def test_who_came_later_or_has_other_files_than_then_is_not_compared() -> None:
     assert "too few to decide: 2" in decision.reason and "1 with other files than then left out" in decision.reason
 
 
+def test_a_challenger_does_not_gain_by_failing_where_the_champion_did_not() -> None:
+    ours = scores([0.9, 0.9, 0.9, 0.9], metric="mae_s", baseline=9.0)
+    ours.loc[(ours["method"] == "model") & (ours["participant_id"] == "sub-0"), "mae_s"] = float("nan")
+    theirs = scores([1.5] * 4, metric="mae_s", baseline=9.0)
+    decision = against(ours, theirs, "mae_s")
+    assert not decision.promote and "undefined for 1 subjects whose champion's is not" in decision.reason
+    assert against(ours, ours, "mae_s").promote  # where the champion failed too
+
+
+def test_whether_files_changed_is_said_to_be_unknown_where_it_is() -> None:
+    decision = decide(Evidence(scores([0.9] * 3)), Evidence(scores([0.5] * 3)), "dice", GATE)
+    assert decision.promote and "whether their files are those of then is not known" in decision.reason
+
+
 # ---- subgroups ------------------------------------------------------------------------------------------------------
 def in_groups(gains: list[float], **columns: list[object]) -> Decision:
     """The decision on a challenger with those gains on the hold-out, who are described by `columns`."""
@@ -285,22 +299,24 @@ def test_too_few_subjects_in_both_studies_keep_the_champion() -> None:
     assert "too few to decide: 2" in judged(undefined, study([0.3, 0.4, 0.5])).reason
 
 
-def test_where_one_was_not_studied_the_other_conditions_decide_and_it_is_said() -> None:
-    ours, theirs = study([0.3, 0.4, 0.5]), study([0.9, 0.9, 0.9])
-    assert judged(ours, None).promote
-    assert "the champion's resolution was not studied" in judged(ours, None).reason
-    assert judged(None, theirs).promote and "its resolution was not studied" in judged(None, theirs).reason
-    assert not judged(ours, None, gain=-0.1).promote
+def test_a_champion_without_a_study_is_compared_without_one_and_it_is_said() -> None:
+    assert judged(study([0.3, 0.4, 0.5]), None).promote
+    assert "the champion's resolution was not studied" in judged(study([0.3, 0.4, 0.5]), None).reason
+    assert not judged(study([0.3, 0.4, 0.5]), None, gain=-0.1).promote
 
 
-def test_studies_are_compared_at_the_coarsest_level_that_both_have() -> None:
+def test_a_challenger_must_have_been_studied_where_the_champion_was() -> None:
+    theirs = study([0.4, 0.4, 0.4], levels=(2.0, 10.0))
+    assert judged(None, theirs).reason == "its resolution was not studied, as the champion's was"
+    finer = study([0.9, 0.9, 0.9], levels=(2.0, 5.0))
+    assert judged(finer, theirs).reason == "it was not studied at slices of 10 mm, as the champion was"
+    assert not judged(study([0.9, 0.9, 0.9], facet="i"), theirs).promote
+
+
+def test_studies_are_compared_at_the_coarsest_level_of_the_champions() -> None:
     ours = study([0.1, 0.1, 0.1], levels=(2.0, 5.0, 10.0))  # 0.5 at 5 mm
-    theirs = study([0.45, 0.45, 0.45], levels=(2.0, 5.0))
-    decision = judged(ours, theirs)
+    decision = judged(ours, study([0.45, 0.45, 0.45], levels=(2.0, 5.0)))
     assert decision.promote and "slices of 5 mm differs from the champion's by +0.050" in decision.reason
-    apart = judged(ours, study([0.9, 0.9, 0.9], levels=(3.0, 8.0)))
-    assert apart.promote and "share no level" in apart.reason
-    assert "share no level" in judged(ours, study([0.9, 0.9, 0.9], facet="i")).reason
 
 
 def test_each_facet_has_its_own_coarsest_level_and_a_subject_is_the_mean_of_those_that_both_have() -> None:

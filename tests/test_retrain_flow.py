@@ -95,6 +95,11 @@ def test_an_arm_without_data_is_no_failure(body: Any):
     assert steps == [] and ending.name == retrain.NOTHING_NEW and "put some into inbox/lesion" in ending.message
 
 
+def test_one_inbox_is_not_read_for_both_arms():
+    ending = retrain.retrain.fn(inbox="somewhere")
+    assert ending.name == states.REFUSED and "name the arm" in ending.message
+
+
 def test_of_two_arms_the_stronger_word_names_the_run(monkeypatch: pytest.MonkeyPatch):
     said = {"lesion": decided(retrain.KEPT, "worse"), "perfusion": decided(retrain.NOTHING_NEW, "nothing new")}
     monkeypatch.setattr(retrain, "_retrained", lambda arm, inbox, force: said[arm])

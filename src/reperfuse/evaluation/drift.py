@@ -12,7 +12,8 @@ NOT_A_FEATURE = ("participant_id", "side", "files_sha256")
 """Columns of a table of subjects that say who they are, and not what they are like."""
 
 LEVEL = 0.05
-"""Family-wise error rate at which a feature counts as shifted."""
+"""Family-wise error rate at which a number counts as shifted. Words have none: of thirty centres of one population some
+are always new."""
 
 COLUMNS = ["feature", "n_known", "n_new", "known", "new", "statistic", "p_value", "p_adjusted", "outside", "shifted"]
 

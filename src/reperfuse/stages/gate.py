@@ -72,16 +72,18 @@ def decide(challenger: Evidence, champion: Evidence | None, metric: str, gate: P
        comparison, decide nothing: the search chose among them before the hold-out was opened, and choosing again by
        the hold-out would spend it.
     2. *subjects*: `minimum_subjects` of the hold-out were scored for both, with the same image and truth: who came
-       later, or whose files were replaced since, is not compared.
+       later, or whose files were replaced since, is not compared. Whom the champion has a score for, the challenger
+       must have one for: else it would gain by failing where it is hard.
     3. *not worse*: on those, the one-sided bound (`confidence`) of the mean paired difference is not beyond
        `non_inferiority_margin`.
     4. *gain*: the mean is better by `better_by`, or it was trained on a share of `more_data` more subjects.
-    5. *resolution*: as 3 with `resolution_margin`, at the coarsest level of both resolution studies.
+    5. *resolution*: as 3 with `resolution_margin`, at the coarsest level of the champion's resolution study, of each
+       facet; the challenger must have been studied there.
     6. *subgroups*: no centre and no class of true volume with `subgroup_subjects` or more has a mean that fell by
        more than `subgroup_margin`. By the mean alone: a test in so few would let everything pass.
 
-    The first champion meets the first alone. What cannot be asked (a model without a study, without a description of
-    its data) is said, and does not stand in the way.
+    The first champion meets the first alone. What the champion does not let one ask (it was not studied, its data were
+    not described) is said, and does not stand in the way.
 
     Parameters
     ----------
@@ -94,8 +96,11 @@ def decide(challenger: Evidence, champion: Evidence | None, metric: str, gate: P
     beaten = _baselines(challenger.scores, metric, sign)
     if champion is None:
         return _decision([beaten, Condition("champion", None, "there was no champion")])
-    ours, theirs, left_out = _shared(challenger, champion, metric)
+    ours, theirs, left_out, failed = _shared(challenger, champion, metric)
     enough = _enough(len(ours), f"mean {metric}", gate.minimum_subjects, left_out)
+    if failed:
+        said = f"its {metric} is undefined for {failed} subjects whose champion's is not"
+        return _decision([beaten, Condition("subjects", False, said)])
     if not enough.met:
         return _decision([beaten, enough])
     return _decision(
@@ -129,22 +134,29 @@ def _baselines(scores: pd.DataFrame, metric: str, sign: int) -> Condition:
     return Condition("baselines", True, f"its mean {metric} of {table[MODEL].mean():.3f} beats every baseline")
 
 
-def _shared(challenger: Evidence, champion: Evidence, metric: str) -> tuple[pd.Series, pd.Series, int]:
-    """Scores of both by participant, for those that have both, and the number left out because their files changed."""
-    ours, theirs = (
-        part.scores[part.scores["method"] == MODEL].set_index("participant_id")[metric].dropna()
+def _shared(challenger: Evidence, champion: Evidence, metric: str) -> tuple[pd.Series, pd.Series, str, int]:
+    """Scores of both by participant, for those that have both; what is said of those left out because their files
+    changed; and the number that the champion has a score of and the challenger, though it was asked, has not."""
+    asked, known = (
+        part.scores[part.scores["method"] == MODEL].set_index("participant_id")[metric]
         for part in (challenger, champion)
     )
-    both = sorted(set(ours.index) & set(theirs.index))
-    changed = _changed(challenger, champion) & set(both)
-    same = [who for who in both if who not in changed]
-    return ours[same], theirs[same], len(changed)
+    changed = _changed(challenger, champion)
+    theirs = known.dropna()
+    same = [who for who in sorted(set(asked.index) & set(theirs.index)) if who not in (changed or ())]
+    failed = int(asked[same].isna().sum())
+    if changed is None:
+        left_out = ", whether their files are those of then is not known"
+    else:
+        count = len(changed & set(asked.index) & set(theirs.index))
+        left_out = f", {count} with other files than then left out" if count else ""
+    return asked[same], theirs[same], left_out, failed
 
 
-def _changed(challenger: Evidence, champion: Evidence) -> set[str]:
-    """Participants whose image or truth is not what the champion knew."""
+def _changed(challenger: Evidence, champion: Evidence) -> set[str] | None:
+    """Participants whose image or truth is not what the champion knew; None where that cannot be told."""
     if challenger.subjects is None or champion.subjects is None:
-        return set()
+        return None
     now, then = (
         subjects.set_index("participant_id")["files_sha256"] for subjects in (challenger.subjects, champion.subjects)
     )
@@ -152,9 +164,8 @@ def _changed(challenger: Evidence, champion: Evidence) -> set[str]:
     return set(shared[(now[shared] != then[shared]).to_numpy()])
 
 
-def _enough(count: int, what: str, minimum: int, left_out: int = 0) -> Condition:
-    also = f", {left_out} with other files than then left out" if left_out else ""
-    said = f"{count} hold-out subjects shared with the champion for the {what}{also}"
+def _enough(count: int, what: str, minimum: int, left_out: str = "") -> Condition:
+    said = f"{count} hold-out subjects shared with the champion for the {what}{left_out}"
     if count < minimum:
         return Condition("subjects", False, f"{TOO_FEW}: {said}, of {minimum} that promote.minimum_subjects asks for")
     return Condition("subjects", True, said)
@@ -194,19 +205,22 @@ def _gain(challenger: Evidence, champion: Evidence, gain: float, metric: str, ga
 def _resolution(
     challenger: Evidence, champion: Evidence, metric: str, sign: int, gate: Promote, people: list[str]
 ) -> Iterator[Condition]:
-    """As they would be at the coarsest level of both studies, on those who are compared at all."""
+    """As *not worse*, at the coarsest level of the champion's study, on those who are compared at all."""
     if gate.resolution_margin is None:
         return
     name = "resolution"
-    if challenger.studied is None or champion.studied is None:
-        whose = "its" if challenger.studied is None else "the champion's"
-        yield Condition(name, None, f"{whose} resolution was not studied, so none is compared")
+    if champion.studied is None:
+        yield Condition(name, None, "the champion's resolution was not studied, so none is compared")
+        return
+    if challenger.studied is None:
+        yield Condition(name, False, "its resolution was not studied, as the champion's was")
         return
     here, there = (part[part["participant_id"].isin(people)] for part in (challenger.studied, champion.studied))
-    level_name = next(column for column in FACETS if column in here)
-    levels = coarsest_shared(here, there, level_name)
-    if not levels:
-        yield Condition(name, None, "the two resolution studies share no level, so none is compared")
+    level_name = next(column for column in FACETS if column in there)
+    levels, own = coarsest(there, level_name), here.loc[here["method"] == MODEL, [FACETS[level_name], level_name]]
+    missing = {facet: level for facet, level in levels.items() if not (own == [facet, level]).all(axis=1).any()}
+    if missing:
+        yield Condition(name, False, f"it was not studied at {_said(missing, level_name)}, as the champion was")
         return
     ours, theirs = at_levels(here, there, metric, level_name, levels)
     what = f"mean {metric} at {_said(levels, level_name)}"
@@ -217,21 +231,19 @@ def _resolution(
     yield _holds(name, ours, theirs, what, sign, gate.resolution_margin, gate.confidence)
 
 
-def coarsest_shared(studied: pd.DataFrame, other: pd.DataFrame, level_name: str) -> dict[Any, float]:
-    """Facet → the coarsest level that the model has in both studies, for the facets that have one.
+def coarsest(studied: pd.DataFrame, level_name: str) -> dict[Any, float]:
+    """Facet → the coarsest level of the model in a study.
 
     Examples
     --------
-    >>> ours = pd.DataFrame({"method": "model", "axis": ["k", "k", "i"], "thickness_mm": [2.0, 10.0, 5.0]})
-    >>> coarsest_shared(ours, ours[ours["thickness_mm"] < 10], "thickness_mm")
-    {'k': 2.0, 'i': 5.0}
+    >>> study = pd.DataFrame({"method": "model", "axis": ["k", "k", "i"], "thickness_mm": [2.0, 10.0, 5.0]})
+    >>> coarsest(study, "thickness_mm")
+    {'k': 10.0, 'i': 5.0}
     """
-    facet = FACETS[level_name]
-    here, there = (
-        part.loc[part["method"] == MODEL, [facet, level_name]].drop_duplicates() for part in (studied, other)
-    )
-    both = here.merge(there, on=[facet, level_name])
-    return {value: float(level) for value, level in both.groupby(facet, sort=False)[level_name].max().items()}
+    ours = studied[studied["method"] == MODEL]
+    return {
+        value: float(level) for value, level in ours.groupby(FACETS[level_name], sort=False)[level_name].max().items()
+    }
 
 
 def at_levels(

@@ -30,6 +30,10 @@ from reperfuse.training.tune import StudySummary, best_of, mean_score, metric_me
 __all__ = ["Objective", "log_model_of", "train_arm", "tune_arm", "with_overrides"]
 
 
+DECIDING = ("cohort", "preprocess", "folds", "tune", "promote")
+"""Sections of the parameters that are recorded with a model, beside what was chosen for `train`."""
+
+
 # ---- tune -----------------------------------------------------------------------------------------------------------
 def tune_arm(settings: ArmParams, seed: int, objective: Objective, *, join: bool = False) -> None:
     """Search `settings.tune.space` with cross-validation; write results/<arm>/tune.
@@ -186,7 +190,7 @@ def train_arm(settings: ArmParams, seed: int, objective: Objective) -> None:
     lineage, changes = tracking.lineage(Path.cwd(), arm=arm, seed=seed), tracking.code_changes(Path.cwd())
     params = (
         {"seed": seed}
-        | {name: getattr(settings, name).model_dump(mode="json") for name in ("preprocess", "folds", "promote")}
+        | {name: getattr(settings, name).model_dump(mode="json") for name in DECIDING}
         | {"train": chosen.model_dump(mode="json")}
     )
     with tracking.run(
