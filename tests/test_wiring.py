@@ -154,6 +154,12 @@ def test_every_output_that_a_stage_reads_is_written_by_one_before_it() -> None:
             written |= {out if isinstance(out, str) else next(iter(out)) for out in stage.get(kind, [])}
 
 
+@pytest.mark.parametrize("arm", ARMS)
+def test_dvc_brings_back_all_that_the_gate_knows_of_a_model(arm: str) -> None:
+    known = ("model.json", "model.safetensors", "run.json", "subjects.csv")
+    assert {f"models/{arm}/{name}" for name in known} <= set(pipeline()[f"{arm}-train"]["outs"])
+
+
 def test_params_yaml_is_complete_and_equal_to_the_defaults() -> None:
     written = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
     assert written == json.loads(Params().model_dump_json())
