@@ -23,6 +23,9 @@ from reperfuse.errors import InputError
 
 LOCK = HOME / "serve.lock"
 
+YOUNG_S = 60.0
+"""A process younger than this that does not answer is still starting [s]; on busy cores Prefect takes half of it."""
+
 DOWN_PATIENCE_S = 180.0
 """Time the supervisor has to stop everything [s]."""
 
@@ -109,7 +112,8 @@ def condition(one: dict[str, Any], settings: dict[str, str], phase: str) -> dict
     elif settings and is_well(one["name"], one["health"], one["created"], settings):
         state = "healthy"
     else:
-        state = "starting" if phase == "starting" else "not answering"
+        young = phase == "starting" or time.time() - one["created"] < YOUNG_S
+        state = "starting" if young else "not answering"
     uptime = round(time.time() - one["created"]) if runs else None
     return {name: one[name] for name in ("name", "url", "pid", "restarts", "log")} | {
         "state": state,

@@ -60,12 +60,28 @@ def test_a_busy_port_is_one_sentence():
         assert server.free_port(server.LOOPBACK, None, port) != port
 
 
+def test_what_is_no_port_or_no_address_of_this_machine_is_called_so():
+    with pytest.raises(InputError, match="80000 is no port"):
+        server.free_port(server.LOOPBACK, 80000, 4200)
+    for host in ("192.0.2.1", "no-such-host.invalid"):  # reserved for examples
+        with pytest.raises(InputError, match=f"{host} is no IPv4 address or name of this machine"):
+            server.free_port(host, None, 4200)
+
+
 @pytest.mark.parametrize("host", ["0.0.0.0", "192.168.1.5", "gpu-server"])
 def test_an_address_that_others_reach_demands_a_password(home: Path, host: str, monkeypatch: pytest.MonkeyPatch):
     with pytest.raises(InputError, match="set REPERFUSE_PASSWORD"):
         services.family(host=host)
     monkeypatch.setenv("REPERFUSE_PASSWORD", PASSWORD)
     assert server.password_for(host) == PASSWORD
+
+
+@pytest.mark.parametrize(("young_s", "state"), [(1e9, "starting"), (0.0, "not answering")])
+def test_a_service_that_was_just_started_again_is_starting(monkeypatch: pytest.MonkeyPatch, young_s, state):
+    monkeypatch.setattr(serve, "YOUNG_S", young_s)
+    own = {"pid": os.getpid(), "created": psutil.Process().create_time(), "given_up": False, "restarts": 1}
+    one = own | {"name": "mlflow", "url": "", "health": "http://127.0.0.1:1/health", "log": ""}
+    assert serve.condition(one, {"PREFECT_API_URL": "unused"}, "up")["state"] == state
 
 
 @pytest.mark.parametrize("weak", ["elevenchars", "with a space in it", "quote'quote'quote", "dollar${HOME}dollar"])

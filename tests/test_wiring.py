@@ -154,9 +154,10 @@ def test_every_output_that_a_stage_reads_is_written_by_one_before_it() -> None:
             written |= {out if isinstance(out, str) else next(iter(out)) for out in stage.get(kind, [])}
 
 
-def test_what_promote_reads_beside_a_model_comes_back_from_the_cache_with_it() -> None:
-    for arm in ARMS:
-        assert {f"models/{arm}/subjects.csv", f"models/{arm}/changes.patch"} <= set(pipeline()[f"{arm}-train"]["outs"])
+@pytest.mark.parametrize("arm", ARMS)
+def test_dvc_brings_back_all_that_the_gate_knows_of_a_model(arm: str) -> None:
+    known = ("model.json", "model.safetensors", "run.json", "subjects.csv", "changes.patch")
+    assert {f"models/{arm}/{name}" for name in known} <= set(pipeline()[f"{arm}-train"]["outs"])
 
 
 def test_params_yaml_is_complete_and_equal_to_the_defaults() -> None:

@@ -5,6 +5,7 @@ which both sides read; with one (REPERFUSE_PASSWORD), every request needs it and
 so that a machine that shares no disk can use it.
 """
 
+import errno
 import ipaddress
 import os
 import re
@@ -51,7 +52,7 @@ def free_port(host: str, wanted: int | None, usual: int) -> int:
     Raises
     ------
     InputError
-        If the wanted port is taken, or `host` is no address of this machine.
+        If the wanted port is taken or no port at all, or `host` is no address of this machine.
     """
     for port in (wanted,) if wanted else (usual, 0):
         with socket.socket() as probe:
@@ -59,7 +60,13 @@ def free_port(host: str, wanted: int | None, usual: int) -> int:
             try:
                 probe.bind((host, port))
                 return int(probe.getsockname()[1])
+            except OverflowError:
+                raise InputError(f"{port} is no port: name one from 1 to 65535.") from None
             except OSError as error:
+                if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
+                    raise InputError(
+                        f"{host} is no IPv4 address or name of this machine: name one that is, or 0.0.0.0 for all."
+                    ) from None
                 problem = error.strerror
     raise InputError(
         f"Port {wanted or usual} on {host} is taken or closed to us ({problem}): "
