@@ -163,6 +163,19 @@ def stay(options: argparse.Namespace) -> int:
     return 0
 
 
+def at_least_one(text: str) -> int:
+    """A number of workers as typed.
+
+    Raises
+    ------
+    ValueError
+        If it is none, which argparse says in its own sentence.
+    """
+    if int(text) < 1:
+        raise ValueError(text)
+    return int(text)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Exit code of the command line: 0, that of `--run`, 1, 2 with a sentence, or 130 after Ctrl-C."""
     words = sys.argv[1:] if arguments is None else arguments
@@ -172,7 +185,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--host", default="127.0.0.1", help="address of Prefect and MLflow (needs REPERFUSE_PASSWORD)")
     for name, usual in (("", "4200"), ("mlflow-", "5000"), ("optuna-", "8080")):
         parser.add_argument(f"--{name}port", type=int, metavar="PORT", help=f"default: {usual}, or any free one")
-    parser.add_argument("--workers", type=int, default=1, metavar="N", help="Prefect workers (default: 1)")
+    parser.add_argument("--workers", type=at_least_one, default=1, metavar="N", help="Prefect workers (default: 1)")
     parser.add_argument(
         "--optuna", nargs="?", const="", metavar="STORAGE", help="the Optuna dashboard, of the newest search or STORAGE"
     )

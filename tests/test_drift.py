@@ -174,7 +174,7 @@ def test_without_data_or_champion_the_verb_says_what_to_do(
         drift("lesion")
     processed(subjects(["a"]), "1")
     monkeypatch.setattr(tracking, "champion", lambda arm: None)
-    with pytest.raises(InputError, match="no champion yet"):
+    with pytest.raises(InputError, match="no champion to compare with"):
         drift("lesion")
     assert json.loads(drift("lesion", as_json=True)) == {
         "arm": "lesion",

@@ -111,7 +111,8 @@ def drift(arm: Arm, *, as_json: bool = False) -> str:
         if as_json:
             return json.dumps({"arm": arm, "champion": None, "revision": revision, "news": True})
         raise InputError(
-            f"The {arm} arm has no champion yet: `dvc repro {arm}-report`, then `reperfuse promote {arm}`."
+            f"The {arm} arm has no champion to compare with: train one with `dvc repro {arm}-report`; "
+            f"`reperfuse promote {arm}` promotes it, or says why not."
         )
     found = drift_of(arm, champion)
     if not as_json:

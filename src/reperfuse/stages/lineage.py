@@ -33,18 +33,22 @@ def lineage(model: str, *, checkout: Path | None = None, as_json: bool = False) 
         If there is no such model, its commit or its data are nowhere to be had, or the folder is in use.
     """
     found = origin(model)
+    # First, so that what it may refuse stands alone, and what it says last.
+    said = "" if checkout is None else recreate(found, checkout, tracking.repository_root())
     if as_json:
         print(json.dumps(found, indent=2, ensure_ascii=False))
     else:
         _show(model, found)
-    if checkout is not None:
-        said = recreate(found, checkout, tracking.repository_root())
+    if said:
         print(said, file=sys.stderr if as_json else sys.stdout)
 
 
 def origin(model: str) -> dict[str, Any]:
-    """What a model came from: `arm`, `run_id`, `run`, `code`, `data`, `seed`, `params`, `environment`, `study`,
-    `decision`, nested and ready for JSON."""
+    """What a model came from, nested and ready for JSON.
+
+    `arm`, `run_id`, `run`, `code`, `data`, `seed`, `params`, `environment`, `study` and `decision`; what the store does
+    not know is "none".
+    """
     run_id = tracking.run_of(model)
     run = tracking.recorded(run_id)
     known, tags = run["lineage"], run["tags"]
