@@ -24,11 +24,10 @@ parent keeps the list of files, the check for names and the renames, some 20 ms 
 two, 1.4; from 1 000 subjects on 1.9. Memory: headers no longer kept, below 0.3 GB for the parent; a worker holds one
 subject, its images and a copy, 0.3 GB.
 
-What came out (two cores shared with other work, load 2 to 9: wall times of several workers cannot be judged;
-docs/data.md has the table). Memory as expected: 0.30 GB alone where it was 1.6, 0.22 GB for a parent of workers, 0.28
-and 0.13 GB for a worker. The parent keeps 16 ms a lesion subject, as expected, but up to 0.25 s a patient, ten times as
-much: part of it nine minutes of waiting on crowded cores, part the paths and headers that come back. The ratio of 1.8
-is not shown: 12 patients gave 1.2 to one process and 1.45 to one worker, lesions 0.6 and 1.1 to one worker.
+What came out (two idle cores, one round; docs/data.md has the table). Memory as expected: 0.28 GB alone where it was 1.6,
+0.22 GB for a parent of workers, 0.26 and 0.12 GB for a worker. The parent keeps 0.12 s a patient and 0.03 s a lesion subject,
+more than expected: paths and headers travel to it. Two workers to one: 1.51 and 1.57; to one process: 1.21 for both, where
+1.8 and 1.4 were expected, since the parent and Dask's scheduler share the two cores with the workers.
 """
 
 import argparse

@@ -404,7 +404,7 @@ def test_the_decision_is_kept_with_the_run_with_the_version_and_in_a_file(here: 
     tags, page = tracking.recorded(version.run_id)["tags"], Path("decision.md").read_text()
     assert tags["decision"] == version.tags["decision"] == "kept" and tags["decision.against"] == "1"
     assert tags["decision.reason"] == version.tags["reason"] and "beyond the margin of 0.02" in tags["decision.reason"]
-    assert "| not worse | **no** |" in page and "| gain | yes | it was trained on 20 subjects" in page
+    assert "- *not worse*, **not met**: " in page and "- *gain*, met: it was trained on 20 subjects" in page
     assert tracking.find_text(version.run_id, "decision/decision.md") == page
 
 

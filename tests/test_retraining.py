@@ -220,7 +220,7 @@ def test_four_weeks_of_retraining_and_a_rollback(checkout: Workspace, tmp_path: 
     assert (fourth.exit_code, fourth.state) == (0, "Kept"), fourth.said[-3000:]
     assert "beyond the margin of 0.1" in fourth.message and champion_of(checkout) == "2"
     artifacts = {found["key"]: found["data"] for found in ask(checkout, "/artifacts/latest/filter", {})}
-    assert "| not worse | **no** |" in artifacts["lesion-decision"]
+    assert "- *not worse*, **not met**: " in artifacts["lesion-decision"]
     assert f"{len(mislabelled)} with other files" in artifacts["lesion-decision"]
     assert {"lesion-drift", "lesion-summary"} <= set(artifacts)
     refused = json.loads(checkout.run("reperfuse", "lineage", "models:/lesion/3", "--json").stdout)

@@ -195,7 +195,8 @@ def train_arm(settings: ArmParams, seed: int, objective: Objective) -> None:
     )
     with tracking.run(
         arm,
-        tracking.run_name("model", chosen.network),
+        # Data, parameters and code by their fingerprint: two trainings of one network are told apart.
+        tracking.run_name("model", chosen.network, state.parent.name[:6]),
         tags={"kind": "model", "study_run_id": best["study_run_id"]},
         params=params,
         lineage=lineage,

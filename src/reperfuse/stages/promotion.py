@@ -176,10 +176,9 @@ def decision_page(arm: Arm, version: tracking.Version, champion: tracking.Versio
     verdict = "promoted" if decision.promote else "kept out"
     against = "" if champion is None else f", against version {champion.version}"
     lines = [f"# {arm}, version {version.version}: {verdict}", "", f"The gate decided{against}: {decision.reason}.", ""]
-    if decision.conditions:
-        lines += ["| condition | met | |", "|---|---|---|"]
-        met = {True: "yes", False: "**no**", None: "not asked"}
-        lines += [f"| {one.name} | {met[one.met]} | {one.said} |" for one in decision.conditions]
+    met = {True: "met", False: "**not met**", None: "not asked"}
+    # A list and not a table, whose sentences Prefect's page would cut.
+    lines += [f"- *{one.name}*, {met[one.met]}: {one.said}." for one in decision.conditions]
     return "\n".join(lines) + "\n"
 
 
