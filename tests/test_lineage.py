@@ -139,7 +139,7 @@ def test_the_pipeline_gives_the_same_metrics_in_the_workspace_of_its_champion(
 ) -> None:
     again = Workspace(tmp_path / "again")
     finished.run("reperfuse", "lineage", "models:/perfusion@champion", "--checkout", str(again.root))
-    again.run("dvc", "repro", "--force", "--no-run-cache", "perfusion-resolution")
+    again.run("dvc", "repro", "--force", "--no-run-cache", "perfusion-report")
     for stage in ("evaluate", "resolution"):
         name = f"results/perfusion/{stage}/metrics.json"
         assert json.loads((again.root / name).read_text()) == json.loads((finished.root / name).read_text())

@@ -224,7 +224,7 @@ def test_two_processes_tune_a_small_arm_to_its_exact_number_of_trials(ingested: 
     shutil.copytree(ingested.root, tmp_path / "workspace")
     workspace = Workspace(tmp_path / "workspace")
     shutil.copytree(ROOT / "flows", workspace.root / "flows", ignore=shutil.ignore_patterns("__pycache__"))
-    workspace.edit_params(lambda content: content["lesion"]["tune"].update({"n_trials": 12}))
+    workspace.edit_params(lambda content: content["lesion"]["tune"].update({"n_trials": 40}))
     code = "from flows.tune import tune; print(tune('lesion', workers=2, return_state=True))"
     options = {
         "cwd": workspace.root,
@@ -233,8 +233,8 @@ def test_two_processes_tune_a_small_arm_to_its_exact_number_of_trials(ingested: 
     said = subprocess.run([sys.executable, "-c", code], **options, capture_output=True, text=True)
     assert "Completed('lesion-tune ran in" in said.stdout, said.stdout + said.stderr
     trials = pd.read_csv(workspace.root / "results/lesion/tune/trials.csv")
-    assert len(trials) == 12 and not set(trials["state"]) & {"running", "failed"}
+    assert len(trials) == 40 and not set(trials["state"]) & {"running", "failed"}
     # Both worked, and none at what the other had.
     ended = re.findall(r"Task run '(.+?)' - trial (\d+) (?:complete|pruned)", said.stderr)
-    assert sorted(int(number) for _, number in ended) == list(range(12))
+    assert sorted(int(number) for _, number in ended) == list(range(40))
     assert {task for task, _ in ended} == {"lesion-tune", "worker 2"}
