@@ -24,10 +24,10 @@ parent keeps the list of files, the check for names and the renames, some 20 ms 
 two, 1.4; from 1 000 subjects on 1.9. Memory: headers no longer kept, below 0.3 GB for the parent; a worker holds one
 subject, its images and a copy, 0.3 GB.
 
-What came out (two idle cores, one round; docs/data.md has the table). Memory as expected: 0.28 GB alone where it was 1.6,
-0.22 GB for a parent of workers, 0.26 and 0.12 GB for a worker. The parent keeps 0.12 s a patient and 0.03 s a lesion subject,
-more than expected: paths and headers travel to it. Two workers to one: 1.51 and 1.57; to one process: 1.21 for both, where
-1.8 and 1.4 were expected, since the parent and Dask's scheduler share the two cores with the workers.
+What came out (two idle cores, one round; docs/data.md has the table). Memory as expected: 0.28 GB alone where it was
+1.6, 0.22 GB for a parent of workers, 0.26 and 0.12 GB for a worker. The parent keeps 0.12 s a patient and 0.03 s a
+lesion subject, more than expected: paths and headers travel to it. Two workers to one: 1.51 and 1.57; to one process:
+1.21 for both, where 1.8 and 1.4 were expected, since parent and scheduler share the two cores with the workers.
 """
 
 import argparse
