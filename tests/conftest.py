@@ -160,6 +160,16 @@ def fresh_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny repository of the flows; copy it before changing it."""
+    from tiny_repository import write_tiny_repository
+
+    root = tmp_path_factory.mktemp("repository") / "tiny repository"  # a name with a space
+    write_tiny_repository(root)
+    return root
+
+
+@pytest.fixture(scope="session")
 def phantom() -> "DscPhantom":
     """A DSC examination of an invented patient with a stroke; copy its arrays before changing them."""
     from reperfuse.phantoms.dsc import dsc_phantom

@@ -14,19 +14,11 @@ from typing import Any
 
 import pytest
 import yaml
-from tiny_repository import ROOT, write_tiny_repository  # flows/ is found through it
+from tiny_repository import ROOT  # flows/ is found through it
 
 from flows import command, experiment, states
 from flows import ingest as ingest_room
 from flows.command import Ended
-
-
-@pytest.fixture(scope="module")
-def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny repository, to be copied."""
-    root = tmp_path_factory.mktemp("repository") / "tiny repository"  # a name with a space
-    write_tiny_repository(root)
-    return root
 
 
 @pytest.fixture

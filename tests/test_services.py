@@ -16,7 +16,7 @@ from typing import Any
 
 import psutil
 import pytest
-from tiny_repository import PYTHON, ROOT, STEPS, write_tiny_repository  # flows/ is found through it
+from tiny_repository import PYTHON, ROOT, STEPS  # flows/ is found through it
 
 from flows import api, serve, services, supervisor
 from reperfuse import tracking
@@ -24,14 +24,6 @@ from reperfuse.errors import InputError
 from reperfuse.tracking import server
 
 PASSWORD = "a-long-enough-phrase"
-
-
-@pytest.fixture(scope="module")
-def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny repository, to be copied."""
-    root = tmp_path_factory.mktemp("repository") / "tiny repository"  # a name with a space
-    write_tiny_repository(root)
-    return root
 
 
 @pytest.fixture
